@@ -1,0 +1,396 @@
+"""The contract every engine keeps: convert a model to an artifact, load the artifact as a session.
+
+One engine is one file beside this one, with one :class:`Engine` subclass; the registry finds it by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, Union
+
+import numpy as np
+
+from deploylab.errors import ConversionError, DeployLabError, EngineError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Source: TypeAlias = Union["torch.nn.Module", Path]
+"""What an engine converts from: a torch module in eval mode, or the path of an ONNX file."""
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can run here. ``reason`` says why not, ``fix`` names the one command that helps."""
+
+    ok: bool
+    reason: str = ""
+    version: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of one model input or output. ``None`` in the shape is an axis of any size."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+
+    @property
+    def shape_text(self) -> str:
+        return "(" + ", ".join("any" if size is None else str(size) for size in self.shape) + ")"
+
+    def check(self, array: Any) -> None:
+        """Raise :class:`InputError` unless ``array`` is a finite, C-contiguous array of this shape and dtype."""
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"input {self.name!r}: expected a NumPy array, got {type(array).__name__}")
+        if array.dtype != self.dtype:
+            raise InputError(
+                f"input {self.name!r}: expected dtype {self.dtype}, got {array.dtype}; "
+                f"convert it with x.astype(np.{self.dtype})"
+            )
+        if not self._fits(array.shape):
+            raise InputError(f"input {self.name!r}: expected shape {self.shape_text}, got {array.shape}")
+        if not array.flags.c_contiguous:
+            raise InputError(
+                f"input {self.name!r}: the array is not C-contiguous (a transposed or sliced view?); "
+                "copy it with np.ascontiguousarray(x)"
+            )
+        if not _finite(array):
+            raise InputError(f"input {self.name!r}: the array contains NaN or infinity")
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self.shape) and all(
+            want is None or want == got for want, got in zip(self.shape, shape, strict=True)
+        )
+
+
+def _finite(array: np.ndarray) -> bool:
+    """True if no element is NaN or infinite. One dot product is many times cheaper than ``np.isfinite``."""
+    if array.dtype.kind != "f":
+        return True
+    flat = array.ravel()
+    # The sum of squares may overflow for finite values above 1e19, so only then look at every element.
+    return bool(np.isfinite(flat.dot(flat)) or np.isfinite(flat).all())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A converted model: a folder with the engine's files and ``manifest.json``."""
+
+    path: Path
+    engine: str
+    engine_version: str
+    source_hash: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[str, ...]
+    bytes: int
+    seconds: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def file(self, suffix: str) -> Path:
+        """The one file of this artifact whose name ends with ``suffix``."""
+        found = [name for name in self.files if name.endswith(suffix)]
+        if len(found) != 1:
+            raise EngineError(
+                f"{self.path}: expected one file *{suffix}, found {found or 'none'}; delete the folder and convert again"
+            )
+        return self.path / found[0]
+
+    @classmethod
+    def read(cls, path: Path | str) -> Artifact:
+        """Read an artifact folder. Raises :class:`EngineError` if the manifest or a file is missing or damaged."""
+        path = Path(path)
+        try:
+            fields = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            for key in ("inputs", "outputs"):
+                fields[key] = tuple(TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in fields[key])
+            artifact = cls(path=path, **{**fields, "files": tuple(fields["files"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(
+                f"{path}: not a readable artifact ({error}); delete the folder and convert again"
+            ) from error
+        missing = [name for name in artifact.files if not (path / name).is_file()]
+        if missing or artifact.bytes != _size(path, artifact.files):
+            raise EngineError(
+                f"{path}: artifact is incomplete ({', '.join(missing) or 'size differs'}); delete the folder and convert again"
+            )
+        return artifact
+
+    def _write_manifest(self) -> None:
+        fields = {key: value for key, value in asdict(self).items() if key != "path"}
+        (self.path / MANIFEST).write_text(json.dumps(fields, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+class Session(ABC):
+    """A loaded model. ``session(x)`` runs it; the arrays it returns belong to the caller."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.inputs = artifact.inputs
+        self.outputs = artifact.outputs
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
+        """Run the model on one C-contiguous array per input (float32 NCHW for images).
+
+        Returns one array, or a tuple where the model has several outputs. Raises :class:`InputError` naming
+        what was expected and what was given.
+        """
+        if len(arrays) != len(self.inputs):
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise InputError(f"expected {len(self.inputs)} input(s) ({names}), got {len(arrays)}")
+        for spec, array in zip(self.inputs, arrays, strict=True):
+            spec.check(array)
+        results = self._run(arrays)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    @abstractmethod
+    def _run(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Run the engine on checked arrays; return arrays that no later call overwrites."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What is really running, read back from the engine where it can tell.
+
+        At least ``engine``, ``version``, ``threads``, ``precision``; then ``provider``, ``layout``, ``gil`` and the like.
+        """
+
+    def close(self) -> None:
+        """Free what the engine holds. Safe to call twice."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Engine(ABC):
+    """Converts and loads. Subclasses fill in the class attributes, ``_convert`` and ``_load``.
+
+    A subclass's module must import without its engine being installed: import the engine inside the methods.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    accepts: ClassVar[frozenset[str]]  # "torch", "onnx"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    distributions: ClassVar[tuple[str, ...]]  # names on the package index; the first gives the version
+    modules: ClassVar[tuple[str, ...]]  # what must be importable to convert *and* load
+    extra: ClassVar[str] = ""  # the extra of pyproject.toml that brings it, "" for the core
+
+    def available(self) -> Availability:
+        """Look for the engine without importing it. Never raises."""
+        install = (
+            f"pip install -c constraints.txt -e '.[{self.extra}]'"
+            if self.extra
+            else "pip install -c constraints.txt -e ."
+        )
+        try:
+            missing = [module for module in self.modules if util.find_spec(module) is None]
+            if missing:
+                return Availability(False, f"Python package missing: {', '.join(missing)}", fix=install)
+            return Availability(True, version=metadata.version(self.distributions[0]))
+        except Exception as error:  # a broken installation must not break `doctor`
+            return Availability(False, f"broken installation: {error}", fix=install)
+
+    def convert(
+        self,
+        source: Source,
+        example: np.ndarray | Sequence[np.ndarray],
+        out_dir: Path | str,
+        precision: str = "fp32",
+        **options: Any,
+    ) -> Artifact:
+        """Convert ``source`` into an artifact folder under ``out_dir``, or find the one made before.
+
+        ``example`` holds one array per model input and fixes their dtypes and sizes. The work happens in a temporary
+        folder that is renamed at the end, so a killed conversion leaves nothing half-done. Raises
+        :class:`ConversionError` for anything the engine cannot do and :class:`EngineError` if it is not installed.
+        """
+        self.require()
+        kind = "onnx" if isinstance(source, (str, os.PathLike)) else "torch"
+        if kind not in self.accepts:
+            raise ConversionError(
+                f"{self.name} cannot convert from {kind}; it accepts {', '.join(sorted(self.accepts))}"
+            )
+        if precision not in self.precisions:
+            raise ConversionError(
+                f"{self.name} has no precision {precision!r}; choose from {', '.join(self.precisions)}"
+            )
+        source = Path(source) if kind == "onnx" else source
+        arrays = (example,) if isinstance(example, np.ndarray) else tuple(example)
+        source_hash = hash_source(source)
+        target = Path(out_dir) / self._folder_name(source_hash, arrays, precision, options)
+        if target.exists():
+            try:
+                return Artifact.read(target)
+            except EngineError:
+                shutil.rmtree(target)  # damaged: convert again
+        return self._convert_into(target, source, source_hash, arrays, precision, options)
+
+    def load(self, artifact: Artifact | Path | str, threads: int = 1) -> Session:
+        """Load an artifact made by this engine, to run with ``threads`` intra-op threads."""
+        self.require()
+        artifact = artifact if isinstance(artifact, Artifact) else Artifact.read(artifact)
+        if artifact.engine != self.name:
+            raise EngineError(f"{artifact.path} was made by {artifact.engine}, it cannot be loaded by {self.name}")
+        if threads < 1:
+            raise EngineError(f"threads must be at least 1, got {threads}")
+        try:
+            return self._load(artifact, threads)
+        except DeployLabError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{self.name} could not load {artifact.path}: {error}") from error
+
+    def require(self) -> None:
+        """Raise :class:`EngineError` with the installing command if the engine is not available."""
+        state = self.available()
+        if not state.ok:
+            raise EngineError(f"{self.name}: {state.reason}. Try: {state.fix}")
+
+    @abstractmethod
+    def _convert(
+        self, source: Source, example: tuple[np.ndarray, ...], folder: Path, precision: str, **options: Any
+    ) -> tuple[Iterable[TensorSpec], Iterable[TensorSpec]]:
+        """Write the engine's files into ``folder``; return the specs of inputs and outputs."""
+
+    @abstractmethod
+    def _load(self, artifact: Artifact, threads: int) -> Session: ...
+
+    def _folder_name(
+        self, source_hash: str, example: tuple[np.ndarray, ...], precision: str, options: Mapping[str, Any]
+    ) -> str:
+        shapes = [(array.shape, str(array.dtype)) for array in example]
+        key = json.dumps(
+            [self.available().version, source_hash, shapes, precision, options], sort_keys=True, default=str
+        )
+        return f"{self.name}-{precision}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+    def _convert_into(
+        self,
+        target: Path,
+        source: Source,
+        source_hash: str,
+        example: tuple[np.ndarray, ...],
+        precision: str,
+        options: Mapping[str, Any],
+    ) -> Artifact:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{self.name}-", dir=target.parent))
+        except OSError as error:
+            raise ConversionError(
+                f"cannot write to {target.parent}: {error.strerror or error}; choose another output folder"
+            ) from error
+        try:
+            start = time.perf_counter()
+            inputs, outputs = self._convert(source, example, folder, precision, **options)
+            seconds = time.perf_counter() - start
+            files = tuple(sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()))
+            if not files or not all((folder / name).stat().st_size for name in files):
+                raise ConversionError(f"{self.name}: the converter reported success but wrote no usable file")
+            Artifact(
+                folder,
+                self.name,
+                self.available().version,
+                source_hash,
+                precision,
+                tuple(inputs),
+                tuple(outputs),
+                files,
+                _size(folder, files),
+                round(seconds, 3),
+                dict(options),
+            )._write_manifest()
+            _rename(folder, target)
+            return Artifact.read(target)
+        except DeployLabError:
+            raise
+        except OSError as error:
+            raise ConversionError(
+                f"{self.name}: cannot write the artifact: {error}; free some disk space or choose another folder"
+            ) from error
+        except Exception as error:
+            raise ConversionError(f"{self.name} could not convert the model: {error}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def hash_source(source: Source) -> str:
+    """SHA-256 over what determines the converted model: an ONNX file with its external data, or a module's
+    structure, code and parameters."""
+    digest = hashlib.sha256()
+    if isinstance(source, Path):
+        for part in _onnx_files(source):
+            digest.update(part.name.encode() + b"\0")
+            with part.open("rb") as stream:
+                for block in iter(lambda: stream.read(1 << 20), b""):
+                    digest.update(block)
+        return digest.hexdigest()
+    digest.update(repr(source).encode())
+    for kind in sorted({type(module) for module in source.modules()}, key=lambda kind: kind.__qualname__):
+        digest.update(_code(kind).encode())
+    for name, tensor in source.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _code(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return kind.__qualname__
+
+
+def _onnx_files(path: Path) -> list[Path]:
+    """The ONNX file and the external data files it names. Raises :class:`ConversionError` if one is missing."""
+    from onnx import external_data_helper, load
+
+    if not path.is_file():
+        raise ConversionError(f"{path}: no such ONNX file")
+    try:
+        model = load(str(path), load_external_data=False)
+    except Exception as error:
+        raise ConversionError(f"{path}: not a readable ONNX file ({error})") from error
+    tensors = external_data_helper._get_all_tensors(model)
+    locations = {
+        external_data_helper.ExternalDataInfo(tensor).location
+        for tensor in tensors
+        if external_data_helper.uses_external_data(tensor)
+    }
+    parts = [path, *(path.parent / location for location in sorted(locations))]
+    for part in parts[1:]:
+        if not part.is_file():
+            raise ConversionError(f"{path}: its external data file {part.name} is missing; put it beside the model")
+    return parts
+
+
+def _size(folder: Path, files: Iterable[str]) -> int:
+    return sum((folder / name).stat().st_size for name in files)
+
+
+def _rename(folder: Path, target: Path) -> None:
+    try:
+        folder.rename(target)
+    except OSError:
+        if not (target / MANIFEST).is_file():  # else another process finished the same conversion first
+            raise

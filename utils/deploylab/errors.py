@@ -1,0 +1,31 @@
+"""Errors with a message for a person: what was wrong, with the value, and what to do."""
+
+from __future__ import annotations
+
+
+class DeployLabError(Exception):
+    """Base of every error DeployLab raises on purpose. The CLI prints it without a traceback and exits with 1."""
+
+
+class InputError(DeployLabError):
+    """An array, image or file given by the user has the wrong shape, dtype, format, size or content."""
+
+
+class ModelError(DeployLabError):
+    """A model or checkpoint is missing, corrupt, or cannot be used."""
+
+
+class ConversionError(DeployLabError):
+    """An engine could not convert a model: unsupported operator, missing output file, converter failure."""
+
+
+class EngineError(DeployLabError):
+    """An engine is unknown, not installed, or failed while loading or running."""
+
+
+class WorkerError(EngineError):
+    """A benchmark worker process crashed, hung or answered nonsense."""
+
+
+class ParityError(DeployLabError):
+    """An engine's output departs from the reference by more than the tolerance."""
