@@ -1,0 +1,1 @@
+"""Measure engines without fooling yourself: statistics, one process per engine, interleaved rounds, a ledger."""
