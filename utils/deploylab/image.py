@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535  # what JPEG can express; resizing one row of 50 million pixels would need gigabytes
 
-Picture: TypeAlias = Union[bytes, bytearray, memoryview, str, Path]
+Picture: TypeAlias = bytes | bytearray | memoryview | str | Path
 """An encoded picture: its bytes, or the path of its file."""
 
 # EXIF 2.32, tag Orientation: how the stored pixels must be turned to be seen upright.

@@ -73,6 +73,10 @@ class TensorSpec:
         if not _finite(array):
             raise InputError(f"input {self.name!r}: the array contains NaN or infinity")
 
+    def fits(self, array: np.ndarray) -> bool:
+        """Whether an array has this shape and dtype."""
+        return array.dtype == self.dtype and self._fits(array.shape)
+
     def _fits(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == len(self.shape) and all(
             want is None or want == got for want, got in zip(self.shape, shape, strict=True)
@@ -109,7 +113,8 @@ class Artifact:
         found = [name for name in self.files if name.endswith(suffix)]
         if len(found) != 1:
             raise EngineError(
-                f"{self.path}: expected one file *{suffix}, found {found or 'none'}; delete the folder and convert again"
+                f"{self.path}: expected one file *{suffix}, found {found or 'none'}; "
+                "delete the folder and convert again"
             )
         return self.path / found[0]
 
@@ -129,7 +134,8 @@ class Artifact:
         missing = [name for name in artifact.files if not (path / name).is_file()]
         if missing or artifact.bytes != _size(path, artifact.files):
             raise EngineError(
-                f"{path}: artifact is incomplete ({', '.join(missing) or 'size differs'}); delete the folder and convert again"
+                f"{path}: artifact is incomplete ({', '.join(missing) or 'size differs'}); "
+                "delete the folder and convert again"
             )
         return artifact
 
@@ -139,12 +145,18 @@ class Artifact:
 
 
 class Session(ABC):
-    """A loaded model. ``session(x)`` runs it; the arrays it returns belong to the caller."""
+    """A loaded model. ``session(x)`` runs it; what it returns belongs to the caller, what it is given stays unchanged.
 
-    def __init__(self, artifact: Artifact) -> None:
+    Any thread may call it, one at a time; :meth:`facts` says under ``gil`` whether other Python threads run meanwhile.
+    Load several sessions to run several inferences at once.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
         self.artifact = artifact
+        self.threads = threads
         self.inputs = artifact.inputs
         self.outputs = artifact.outputs
+        self.cores_before_load: frozenset[int] | None = None
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         """Run the model on one C-contiguous array per input (float32 NCHW for images).
@@ -164,14 +176,36 @@ class Session(ABC):
     def _run(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """Run the engine on checked arrays; return arrays that no later call overwrites."""
 
-    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What is really running, read back from the engine where it can tell.
 
-        At least ``engine``, ``version``, ``threads``, ``precision``; then ``provider``, ``layout``, ``gil`` and the like.
+        Always ``engine``, ``version`` (of the package loaded now), ``threads``, ``precision`` (of the arithmetic, not
+        of the file), ``batch`` (``"dynamic"`` or a number), ``gil`` (``"released"``, ``"held"`` or ``"unknown"``) and
+        ``affinity`` (whether the process may still use the cores it had before loading); then what the engine adds.
         """
+        batch = self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else None
+        return {
+            "engine": self.artifact.engine,
+            "version": self.artifact.engine_version,
+            "threads": self.threads,
+            "precision": self.artifact.precision,
+            "batch": "dynamic" if batch is None else batch,
+            "gil": "unknown",
+            "affinity": self._affinity(),
+            **self._facts(),
+        }
 
-    def close(self) -> None:
+    @abstractmethod
+    def _facts(self) -> dict[str, Any]:
+        """The engine's own facts; they replace the common ones of the same name."""
+
+    def _affinity(self) -> str:
+        now = _affinity()
+        if now is None or now == self.cores_before_load:
+            return "unchanged"
+        return f"changed from {sorted(self.cores_before_load or ())} to {sorted(now)}"
+
+    def close(self) -> None:  # noqa: B027 - most engines free everything with the object
         """Free what the engine holds. Safe to call twice."""
 
     def __enter__(self) -> Session:
@@ -192,7 +226,8 @@ class Engine(ABC):
     accepts: ClassVar[frozenset[str]]  # "torch", "onnx"
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     distributions: ClassVar[tuple[str, ...]]  # names on the package index; the first gives the version
-    modules: ClassVar[tuple[str, ...]]  # what must be importable to convert *and* load
+    modules: ClassVar[tuple[str, ...]]  # what must be importable to load
+    converter_modules: ClassVar[tuple[str, ...]] = ()  # what must be importable besides to convert
     extra: ClassVar[str] = ""  # the extra of pyproject.toml that brings it, "" for the core
 
     def available(self) -> Availability:
@@ -203,7 +238,7 @@ class Engine(ABC):
             else "pip install -c constraints.txt -e ."
         )
         try:
-            missing = [module for module in self.modules if util.find_spec(module) is None]
+            missing = _missing(self.modules)
             if missing:
                 return Availability(False, f"Python package missing: {', '.join(missing)}", fix=install)
             return Availability(True, version=metadata.version(self.distributions[0]))
@@ -224,18 +259,13 @@ class Engine(ABC):
         folder that is renamed at the end, so a killed conversion leaves nothing half-done. Raises
         :class:`ConversionError` for anything the engine cannot do and :class:`EngineError` if it is not installed.
         """
-        self.require()
-        kind = "onnx" if isinstance(source, (str, os.PathLike)) else "torch"
-        if kind not in self.accepts:
-            raise ConversionError(
-                f"{self.name} cannot convert from {kind}; it accepts {', '.join(sorted(self.accepts))}"
-            )
+        self._require_converter()
+        source = self._checked_source(source)
         if precision not in self.precisions:
             raise ConversionError(
                 f"{self.name} has no precision {precision!r}; choose from {', '.join(self.precisions)}"
             )
-        source = Path(source) if kind == "onnx" else source
-        arrays = (example,) if isinstance(example, np.ndarray) else tuple(example)
+        arrays = _checked_example(example)
         source_hash = hash_source(source)
         target = Path(out_dir) / self._folder_name(source_hash, arrays, precision, options)
         if target.exists():
@@ -253,18 +283,49 @@ class Engine(ABC):
             raise EngineError(f"{artifact.path} was made by {artifact.engine}, it cannot be loaded by {self.name}")
         if threads < 1:
             raise EngineError(f"threads must be at least 1, got {threads}")
+        cores = _affinity()
         try:
-            return self._load(artifact, threads)
+            session = self._load(artifact, threads)
         except DeployLabError:
             raise
         except Exception as error:
             raise EngineError(f"{self.name} could not load {artifact.path}: {error}") from error
+        session.cores_before_load = cores
+        return session
 
     def require(self) -> None:
         """Raise :class:`EngineError` with the installing command if the engine is not available."""
         state = self.available()
         if not state.ok:
             raise EngineError(f"{self.name}: {state.reason}. Try: {state.fix}")
+
+    def _require_converter(self) -> None:
+        self.require()
+        missing = _missing(self.converter_modules)
+        if missing:
+            raise EngineError(
+                f"{self.name} can load models here but not convert them: Python package missing: {', '.join(missing)}. "
+                "Try: pip install -c constraints.txt -e ."
+            )
+
+    def _checked_source(self, source: Source | str) -> Source:
+        kind = "onnx" if isinstance(source, (str, os.PathLike)) else "torch"
+        if kind not in self.accepts:
+            raise ConversionError(
+                f"{self.name} cannot convert from {kind}; it accepts {', '.join(sorted(self.accepts))}"
+            )
+        if kind == "onnx":
+            return Path(source)
+        if not hasattr(source, "state_dict"):
+            raise ConversionError(
+                f"{self.name}: expected a torch module or the path of an ONNX file, got {type(source).__name__}"
+            )
+        if source.training:
+            raise ConversionError(
+                f"{type(source).__name__} is in training mode: dropout and batch norm would act as in training; "
+                "call model.eval() first"
+            )
+        return source
 
     @abstractmethod
     def _convert(
@@ -335,33 +396,58 @@ class Engine(ABC):
 
 
 def hash_source(source: Source) -> str:
-    """SHA-256 over what determines the converted model: an ONNX file with its external data, or a module's
-    structure, code and parameters."""
+    """SHA-256 over what determines the converted model.
+
+    For an ONNX file its bytes and its external data; for a torch module its structure, the code of its classes, its
+    plain attributes and hooks, and its parameters and buffers. Functions that the code calls are not followed.
+    """
     digest = hashlib.sha256()
     if isinstance(source, Path):
-        for part in _onnx_files(source):
+        for part in onnx_files(source):
             digest.update(part.name.encode() + b"\0")
             with part.open("rb") as stream:
                 for block in iter(lambda: stream.read(1 << 20), b""):
                     digest.update(block)
         return digest.hexdigest()
-    digest.update(repr(source).encode())
-    for kind in sorted({type(module) for module in source.modules()}, key=lambda kind: kind.__qualname__):
-        digest.update(_code(kind).encode())
+    for name, module in source.named_modules():
+        digest.update(f"{name} {type(module).__qualname__}".encode())
+        for kind in type(module).__mro__[:-1]:
+            if not kind.__module__.startswith("torch."):  # fixed by torch's version, which is in the folder's name
+                digest.update(repr(sorted((key, _identity(value)) for key, value in vars(kind).items())).encode())
+        own = {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")}
+        digest.update(repr(sorted((key, _identity(value)) for key, value in own.items())).encode())
     for name, tensor in source.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(f"{name} {_identity(tensor)}".encode())
     return digest.hexdigest()
 
 
-def _code(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return kind.__qualname__
+def _identity(value: Any) -> str:
+    """A text that differs where the value does, and is the same in every process."""
+    if isinstance(value, (int, float, complex, str, bytes, type(None))):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return repr([(_identity(key), _identity(item)) for key, item in value.items()])
+    if isinstance(value, (set, frozenset)):
+        return repr(sorted(map(_identity, value)))
+    if isinstance(value, (list, tuple)):
+        return repr([_identity(item) for item in value])
+    if hasattr(value, "detach"):
+        return f"{value.dtype} {tuple(value.shape)} {_identity(_bytes_of(value))}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value)).hexdigest()}"
+    code = getattr(value, "__code__", value)
+    if inspect.iscode(code):
+        return f"{code.co_code.hex()} {code.co_names} {[_identity(item) for item in code.co_consts]}"
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _onnx_files(path: Path) -> list[Path]:
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    import torch
+
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def onnx_files(path: Path) -> list[Path]:
     """The ONNX file and the external data files it names. Raises :class:`ConversionError` if one is missing."""
     from onnx import external_data_helper, load
 
@@ -382,6 +468,26 @@ def _onnx_files(path: Path) -> list[Path]:
         if not part.is_file():
             raise ConversionError(f"{path}: its external data file {part.name} is missing; put it beside the model")
     return parts
+
+
+def _checked_example(example: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    arrays = (example,) if isinstance(example, np.ndarray) else tuple(example)
+    if not arrays:
+        raise InputError("the example holds no array; give one per model input")
+    for position, array in enumerate(arrays):
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"example input {position}: expected a NumPy array, got {type(array).__name__}")
+        TensorSpec(str(position), array.shape, str(array.dtype)).check(array)
+    return arrays
+
+
+def _missing(modules: Iterable[str]) -> list[str]:
+    return [module for module in modules if util.find_spec(module) is None]
+
+
+def _affinity() -> frozenset[int] | None:
+    """The cores this process may use; None where the system cannot tell (macOS, Windows)."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def _size(folder: Path, files: Iterable[str]) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploylab.errors import ConversionError, DeployLabError
+from deploylab.errors import ConversionError
 
 if TYPE_CHECKING:
     import torch
