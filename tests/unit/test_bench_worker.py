@@ -23,9 +23,7 @@ from hypothesis.extra import numpy as hnp
 
 def snippet(code: str) -> tuple[str, ...]:
     """A worker that greets as it should and then runs ``code`` at its next request."""
-    hello = (
-        "import os, signal, sys, time; sys.stdin.readline(); print('{\"ok\": true}', flush=True); sys.stdin.readline()"
-    )
+    hello = "import os, signal, sys, time; sys.stdin.readline(); print('{\"ok\": true}', flush=True)"
     return sys.executable, "-c", f"{hello}; sys.stdin.readline()\n{code}"
 
 
