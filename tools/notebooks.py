@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import lab_contract as contract
 import nbformat
 import typer
+
+import lab_contract as contract
 from lab_contract import Lab
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
