@@ -1,0 +1,27 @@
+# `make lab` and `make test` are all most people need. Without make: python tools/setup_env.py lab
+PYTHON ?=
+BOOT := $(firstword $(foreach name,$(PYTHON) python3 python3.13 python3.12 python3.11 python3.10 python,$(shell command -v $(name))))
+RUN = $(or $(BOOT),$(error No Python found. Install Python 3.10 to 3.13, or name one: make lab PYTHON=/path/to/python3)) \
+	tools/setup_env.py $(if $(PYTHON),--python $(PYTHON))
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test tour setup format lint lock clean distclean
+
+help:
+	@echo "make lab        set up the core and open the course in JupyterLab"
+	@echo "make test       set up everything and run every test and every notebook"
+	@echo "make tour       doctor, then one model through every engine (about a minute, no browser)"
+	@echo "make setup      only set up (ALL=1: with all extras)"
+	@echo "make format     format and fix code and notebooks;  make lint only checks"
+	@echo "make lock       compile constraints.txt from pyproject.toml (UPGRADE=1: newest versions)"
+	@echo "make clean      remove build/ and caches;  make distclean removes .venv too"
+	@echo "PYTHON=/path/to/python3.12 before or after a target builds .venv from that Python (3.10 to 3.13)."
+
+lab test tour format lint clean distclean:
+	@$(RUN) $@
+
+setup:
+	@$(RUN) setup $(if $(ALL),--all)
+
+lock:
+	@$(RUN) lock $(if $(UPGRADE),--upgrade)
