@@ -1,0 +1,70 @@
+"""A pool of rendered training images on disk, made once by several processes and read through memory maps."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from deploylab import paths
+from deploylab.signs import CLASSES
+from deploylab.signs.render import render
+
+TRAIN_SEEDS_FROM = 1_000_000
+"""Seeds of the training images start here; the frozen test split and the sample photographs use smaller ones."""
+
+CHUNK = 2000
+_CYCLE = (*CLASSES, "none", "none", "none", "speed_limit_30", "speed_limit_50", "speed_limit_80")
+"""Classes in turn; "none" and the look-alike numbers come more often."""
+
+
+def pool_label(index: int) -> str:
+    return _CYCLE[index % len(_CYCLE)]
+
+
+def renderer_hash() -> str:
+    """Changes when the renderer's source does, so that an old pool is never taken for a new one."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for name in ("shapes", "glyphs", "faces", "others", "background", "wear", "placement", "camera", "render", "pool"):
+        digest.update((folder / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def pool_folder() -> Path:
+    folder = paths.build() / "signs" / f"pool-{renderer_hash()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def render_pool(count: int, workers: int, progress: Callable[[int], None] = lambda done: None) -> Iterator[Path]:
+    """Render what is missing of ``count`` images and yield the chunk files in order; a killed run goes on where it was."""
+    folder = pool_folder()
+    chunks = [(folder, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for path, size in pool.imap(_render_chunk, chunks):
+            progress(size)
+            yield path
+
+
+def _render_chunk(chunk: tuple[Path, int, int]) -> tuple[Path, int]:
+    folder, start, size = chunk
+    path = folder / f"{start:07d}-{size}.npy"
+    if not path.exists():
+        images = np.stack([render(pool_label(i), TRAIN_SEEDS_FROM + i) for i in range(start, start + size)])
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.save(file, images)
+        temporary.replace(path)
+    return path, size
+
+
+def load_pool(chunks: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """All images, uint8 (N, 64, 64, 3), and their labels, int64 (N,)."""
+    images = np.concatenate([np.load(path) for path in chunks])
+    labels = np.array([CLASSES.index(pool_label(index)) for index in range(len(images))])
+    return images, labels
