@@ -428,7 +428,8 @@ def lab(environment, options):
 def test(environment, options):
     environment.ensure(ALL_EXTRAS)
     pytest = [environment.python, "-m", "pytest"]
-    notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", "labs"]
+    sanitize = "--nbval-sanitize-with=tests/nbval_sanitize.cfg"
+    notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", sanitize, "labs"]
     parallel = ["-n", "2", "--dist", "loadscope"]
     codes = [call(*pytest, *parallel, "tests"), call(*pytest, *parallel, *notebooks)]
     return max(codes, key=abs)
