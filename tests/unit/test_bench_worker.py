@@ -13,12 +13,13 @@ import time
 import numpy as np
 import psutil
 import pytest
-from deploylab.bench import client, worker
-from deploylab.bench.client import Worker
-from deploylab.errors import WorkerError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from deploylab.bench import client, worker
+from deploylab.bench.client import Worker
+from deploylab.errors import WorkerError
 
 
 def snippet(code: str) -> tuple[str, ...]:
