@@ -1,0 +1,96 @@
+"""``torch.compile``: the module, compiled to C++ by TorchInductor when it is loaded.
+
+The artifact is the module itself; there is nothing to ship. Compiling belongs to loading, so the cold start contains
+it, in full the first time and from the cache inside the artifact's folder afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploylab.engines import _torch
+from deploylab.engines.base import Artifact, Availability, Engine, Session, Source, TensorSpec
+
+_COMPILERS = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
+_CACHE = "inductor"
+
+
+class TorchCompile(Engine):
+    name = "torch-compile"
+    title = "torch.compile"
+    accepts = frozenset({"torch"})
+    distributions = ("torch",)
+    modules = ("torch",)
+
+    def available(self) -> Availability:
+        found = super().available()
+        if found.ok and compiler() is None:
+            return Availability(
+                False,
+                f"no C++ compiler found (looked for {', '.join(_COMPILERS)} and $CXX)",
+                version=found.version,
+                fix="apt-get install g++ (Debian, Ubuntu), xcode-select --install (macOS)",
+            )
+        return found
+
+    def _convert(
+        self, source: Source, example: tuple[np.ndarray, ...], folder: Path, precision: str, **options: Any
+    ) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        found = _torch.specs(source, example)
+        _torch.save_module(source, example, folder)
+        return found
+
+    def _load(self, artifact: Artifact, threads: int) -> Session:
+        module, runs = _torch.load_module(artifact)
+        return _TorchCompileSession(artifact, threads, module, runs)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that TorchInductor will use, None if there is none."""
+    chosen = os.environ.get("CXX")
+    return next((name for name in ([chosen] if chosen else _COMPILERS) if shutil.which(name)), None)
+
+
+class _TorchCompileSession(_torch.TorchSession):
+    def __init__(self, artifact: Artifact, threads: int, module: Any, runs: str) -> None:
+        import torch
+        import torch._dynamo
+
+        self._cache = _cache_folder(artifact)
+        self._was_cached = any(self._cache.glob("*"))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._cache)  # else it writes to /tmp/torchinductor_<user>
+        # Sessions of one class share a limit of compiled variants, beyond which torch silently runs eager.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+        # One compile thread: more would be a pool of processes that outlives the session.
+        super().__init__(artifact, threads, torch.compile(module, options={"compile_threads": 1}))
+        self._runs = runs
+        self._run([np.zeros([size or 1 for size in spec.shape], spec.dtype) for spec in self.inputs])
+
+    def _facts(self) -> dict[str, Any]:
+        from torch._dynamo.utils import counters
+
+        return {
+            **super()._facts(),
+            "runs": f"{self._runs}, compiled by TorchInductor",
+            "compiler": compiler(),
+            "compiled": "from the cache" if self._was_cached else "at load",
+            "graph_breaks": sum(counters["graph_break"].values()),
+        }
+
+
+def _cache_folder(artifact: Artifact) -> Path:
+    folder = artifact.path / _CACHE
+    try:
+        folder.mkdir(exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:  # a read-only artifact
+        pass
+    return Path(tempfile.mkdtemp(prefix="deploylab-inductor-"))

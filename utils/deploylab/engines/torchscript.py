@@ -1,0 +1,62 @@
+"""TorchScript: a traced model in a file, run by libtorch without Python.
+
+PyTorch calls it deprecated in favour of ``torch.export``; it is here because deployed systems are full of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploylab.engines import _torch
+from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec
+
+
+class TorchScript(Engine):
+    name = "torchscript"
+    title = "TorchScript"
+    accepts = frozenset({"torch"})
+    distributions = ("torch",)
+    modules = ("torch",)
+
+    def _convert(
+        self, source: Source, example: tuple[np.ndarray, ...], folder: Path, precision: str, **options: Any
+    ) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        import torch
+
+        found = _torch.specs(source, example)
+        with deprecation_expected(), torch.no_grad():
+            traced = torch.jit.trace(source, tuple(torch.from_numpy(array.copy()) for array in example))
+            torch.jit.freeze(traced).save(str(folder / "model.pt"))
+        return found
+
+    def _load(self, artifact: Artifact, threads: int) -> Session:
+        import torch
+
+        with deprecation_expected():
+            frozen = torch.jit.load(str(artifact.file(".pt")), map_location="cpu")
+            return _TorchScriptSession(artifact, threads, torch.jit.optimize_for_inference(frozen))
+
+
+class _TorchScriptSession(_torch.TorchSession):
+    def _facts(self) -> dict[str, Any]:
+        kinds = [node.kind() for node in self._call.graph.nodes()]
+        return {
+            **super()._facts(),
+            "runs": "frozen graph, optimize_for_inference",
+            "nodes": len(kinds),
+            "mkldnn_nodes": sum("mkldnn" in kind for kind in kinds),
+        }
+
+
+@contextmanager
+def deprecation_expected() -> Iterator[None]:
+    """Silence the notice that TorchScript is deprecated: this engine says so itself. Other warnings stay."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..*deprecated.*")
+        yield
