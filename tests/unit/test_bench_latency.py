@@ -8,9 +8,10 @@ import time
 
 import numpy as np
 import pytest
-from deploylab.bench import latency
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from deploylab.bench import latency
 
 
 @pytest.mark.parametrize(("percentile", "n"), [(90, 64), (95, 130), (99, 662), (99.9, 6636)])
