@@ -188,12 +188,12 @@ def cause_of(output):
     return next((cause for pattern, cause in CAUSES if re.search(pattern, output, re.IGNORECASE)), "")
 
 
-def run_step(what, command, env=None):
+def run_step(what, command, env=None, cwd=ROOT):
     """Run one step with its output passed on; on failure raise SetupError with the cause in plain words."""
     say("- " + what)
     started, lines = time.time(), []
     process = subprocess.Popen(
-        [str(part) for part in command], env=env, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [str(part) for part in command], env=env, cwd=str(cwd), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
         for raw in process.stdout:
@@ -330,6 +330,7 @@ class Environment:
                 *("--constraint", constraints, "--editable", package),
             ],
             env=uv_environment(pip_settings(self.python), os.environ),
+            cwd=self.project,  # uv reads [tool.uv] there
         )
 
 
@@ -361,9 +362,10 @@ def contained(environ):
     for variable, folder in folders.items():
         env[variable] = str(build / folder)
     env.update(ORT_DISABLE_TELEMETRY="1", RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1")
-    scripts = str(ROOT / ".venv" / ("Scripts" if WINDOWS else "bin"))
-    env["PATH"] = scripts + os.pathsep + env.get("PATH", "")
-    env["VIRTUAL_ENV"] = str(ROOT / ".venv")
+    venv = ROOT / ".venv"
+    if venv.exists():
+        env["PATH"] = os.path.dirname(venv_tool(venv, "python")) + os.pathsep + env.get("PATH", "")
+        env["VIRTUAL_ENV"] = str(venv)
     env.pop("PYTHONHOME", None)
     return env
 
@@ -395,6 +397,8 @@ def lab_command(python, browser, port=None):
         "--LabApp.default_url=/lab/tree/labs/00_start_here.ipynb",
         "--ServerApp.answer_yes=True",  # Ctrl-C ends it without a question
         "--ServerApp.port_retries=50",
+        "--ServerApp.log_level=WARN",  # leaves the URL, and what goes wrong
+        "--LanguageServerManager.autodetect=False",  # it would run npm, which writes to the home folder
         "--LabApp.extension_manager=readonly",  # the other one lists packages from the network
         "--LabApp.news_url=None",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
