@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from deploylab import machine
 from deploylab.bench import client, worker
 from deploylab.bench.client import Worker
 from deploylab.errors import WorkerError
@@ -59,7 +60,7 @@ def test_a_worker_greets_and_stops():
     with Worker() as running:
         assert running.greeting["protocol"] == worker.PROTOCOL
         assert running.greeting["pid"] == running.pid
-        assert running.greeting["cores"] == worker.usable_cores()
+        assert running.greeting["cores"] == machine.usable_cores()
         assert running.start_s > 0
         pid = running.pid
     assert is_gone(pid)

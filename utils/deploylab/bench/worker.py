@@ -42,6 +42,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from deploylab import machine
 from deploylab.bench import latency
 from deploylab.errors import DeployLabError, InputError, WorkerError
 
@@ -62,11 +63,6 @@ def decode(text: str) -> np.ndarray:
         return np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
     except (ValueError, TypeError, EOFError) as error:
         raise WorkerError(f"not an array in .npy format: {error}") from error
-
-
-def usable_cores() -> int:
-    """Cores this process may run on. The affinity counts, not the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Server:
@@ -104,7 +100,7 @@ class Server:
             "protocol": PROTOCOL,
             "pid": os.getpid(),
             "python": platform.python_version(),
-            "cores": usable_cores(),
+            "cores": machine.usable_cores(),
             "memory": memory(),
         }
 
@@ -121,7 +117,7 @@ class Server:
         self.session = engines.get(engine).load(Path(artifact), threads=threads)
         seconds = time.perf_counter() - start
         inputs = [asdict(spec) for spec in self.session.inputs]
-        return {"seconds": seconds, "facts": self.session.facts(), "inputs": inputs, "cores": usable_cores()}
+        return {"seconds": seconds, "facts": self.session.facts(), "inputs": inputs, "cores": machine.usable_cores()}
 
     def check(self, inputs: list[str]) -> dict[str, Any]:
         session = self._loaded()
