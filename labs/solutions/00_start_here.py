@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 from PIL import Image
 
@@ -22,17 +20,16 @@ def preprocess(pixels):
 
 
 def diagnose(truth, answers):
-    wrong = [(want, got) for want, got in zip(truth, answers, strict=True) if want != got]
-    swapped = [
-        got
-        for want, got in wrong
-        if got == want.replace("left", "LEFT").replace("right", "left").replace("LEFT", "right")
-    ]
-    if len(wrong) < len(truth) / 10:
-        return "none"
-    if Counter(answers).most_common(1)[0][1] > len(answers) / 2:
-        return "no_255"
-    return "mirrored" if len(swapped) > len(wrong) / 2 else "bgr"
+    pairs = list(zip(truth, answers, strict=True))
+    other_side = {"turn_left_ahead": "turn_right_ahead", "keep_left": "keep_right"}
+    other_side |= {right: left for left, right in other_side.items()}
+    if len(set(answers)) == 1:
+        return "twice_255"
+    if sum(want == got for want, got in pairs) > 0.8 * len(pairs):
+        return "right"
+    sided = [(want, got) for want, got in pairs if want in other_side]
+    swapped = sum(got == other_side[want] for want, got in sided)
+    return "mirrored" if swapped > len(sided) / 2 else "bgr"
 
 
 def require_eval(model):

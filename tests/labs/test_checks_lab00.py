@@ -91,20 +91,27 @@ def test_preprocess_names_the_mistake(capsys, wrong, hint):
     assert hint in verdict(capsys, check.preprocess, wrong)
 
 
-def mirrored_for_anything(truth, answers):
-    return "none" if truth == answers else "mirrored"
-
-
-def only_counts(truth, answers):
+def never_bgr(truth, answers):
     found = right.diagnose(truth, answers)
-    return "bgr" if found == "no_255" else found
+    return "mirrored" if found == "bgr" else found
+
+
+def never_mirrored(truth, answers):
+    found = right.diagnose(truth, answers)
+    return "bgr" if found == "mirrored" else found
+
+
+def never_dark(truth, answers):
+    found = right.diagnose(truth, answers)
+    return "bgr" if found == "twice_255" else found
 
 
 WRONG_DIAGNOSE = [
-    (lambda truth, answers: "bgr", "You said 'bgr', it was 'none'"),
-    (mirrored_for_anything, "look at signs whose shape is right"),
-    (only_counts, "count how many different answers"),
-    (lambda truth, answers: "swapped", "Return one of 'none', 'bgr'"),
+    (lambda truth, answers: "bgr", "You said 'bgr', it was 'right'"),
+    (never_bgr, "no swap of left and right"),
+    (never_mirrored, "look only at the signs that have a left and a right"),
+    (never_dark, "count the different answers"),
+    (lambda truth, answers: "swapped", "Return one of 'right', 'bgr'"),
 ]
 
 

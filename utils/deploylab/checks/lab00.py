@@ -85,16 +85,16 @@ def _test_picture() -> np.ndarray:
 
 
 _MISTAKES = {
-    "none": "This classifier is fine.",
-    "bgr": "Here red and blue were swapped: look at signs whose shape is right and whose colour group is wrong.",
-    "mirrored": "Here the picture was mirrored: look at the signs that have a left and a right.",
-    "no_255": "Here the division by 255 was forgotten: count how many different answers there are.",
+    "right": "The preprocessing is fine there.",
+    "bgr": "Red and blue were swapped there: no swap of left and right, and yet most answers are wrong.",
+    "mirrored": "The picture was mirrored there: look only at the signs that have a left and a right.",
+    "twice_255": "The pixels were divided by 255 twice there, so all pictures are black: count the different answers.",
 }
 
 
 @exercise("Each mistake leaves its own trace in the answers.")
 def diagnose(attempt: Callable) -> None:
-    """``diagnose(truth, answers)``: two lists of class names -> "none", "bgr", "mirrored" or "no_255"."""
+    """``diagnose(truth, answers)``: two lists of class names -> "right", "bgr", "mirrored" or "twice_255"."""
     for mistake, (truth, answers) in answers_with_mistakes().items():
         got = attempt(list(truth), list(answers))
         expect(got in _MISTAKES, f"Return one of {', '.join(map(repr, _MISTAKES))}, not {got!r}.")
@@ -111,7 +111,7 @@ def answers_with_mistakes() -> dict[str, tuple[list[str], list[str]]]:
 
     photos = dataset.samples()
     x = SIGNNET.batch(photo.path for photo in photos)
-    broken = {"none": x, "bgr": x[:, ::-1], "mirrored": x[..., ::-1], "no_255": 255 * x}
+    broken = {"right": x, "bgr": x[:, ::-1], "mirrored": x[..., ::-1], "twice_255": x / 255}
     truth = [photo.label for photo in photos]
     model = models.load("signnet")
     with torch.inference_mode():
