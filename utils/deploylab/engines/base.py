@@ -5,6 +5,7 @@ One engine is one file beside this one, with one :class:`Engine` subclass; the r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -30,6 +31,8 @@ Source: TypeAlias = Union["torch.nn.Module", Path]
 """What an engine converts from: a torch module in eval mode, or the path of an ONNX file."""
 
 MANIFEST = "manifest.json"
+_UNFINISHED = ".unfinished-"
+_ABANDONED_AFTER = 3600.0
 
 
 @dataclass(frozen=True)
@@ -229,21 +232,23 @@ class Engine(ABC):
     modules: ClassVar[tuple[str, ...]]  # what must be importable to load
     converter_modules: ClassVar[tuple[str, ...]] = ()  # what must be importable besides to convert
     extra: ClassVar[str] = ""  # the extra of pyproject.toml that brings it, "" for the core
+    core: ClassVar[bool] = True  # whether the course's core is broken without it
+
+    @property
+    def install(self) -> str:
+        """The one command that installs the engine's packages."""
+        target = f"'.[{self.extra}]'" if self.extra else "."
+        return f"pip install -c constraints.txt -e {target}"
 
     def available(self) -> Availability:
         """Look for the engine without importing it. Never raises."""
-        install = (
-            f"pip install -c constraints.txt -e '.[{self.extra}]'"
-            if self.extra
-            else "pip install -c constraints.txt -e ."
-        )
         try:
             missing = _missing(self.modules)
             if missing:
-                return Availability(False, f"Python package missing: {', '.join(missing)}", fix=install)
+                return Availability(False, f"Python package missing: {', '.join(missing)}", fix=self.install)
             return Availability(True, version=metadata.version(self.distributions[0]))
         except Exception as error:  # a broken installation must not break `doctor`
-            return Availability(False, f"broken installation: {error}", fix=install)
+            return Availability(False, f"broken installation: {error}", fix=self.install)
 
     def convert(
         self,
@@ -305,7 +310,7 @@ class Engine(ABC):
         if missing:
             raise EngineError(
                 f"{self.name} can load models here but not convert them: Python package missing: {', '.join(missing)}. "
-                "Try: pip install -c constraints.txt -e ."
+                f"Try: {self.install}"
             )
 
     def _checked_source(self, source: Source | str) -> Source:
@@ -356,7 +361,8 @@ class Engine(ABC):
     ) -> Artifact:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f".{self.name}-", dir=target.parent))
+            _sweep(target.parent)
+            folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{self.name}-", dir=target.parent))
         except OSError as error:
             raise ConversionError(
                 f"cannot write to {target.parent}: {error.strerror or error}; choose another output folder"
@@ -492,6 +498,14 @@ def _affinity() -> frozenset[int] | None:
 
 def _size(folder: Path, files: Iterable[str]) -> int:
     return sum((folder / name).stat().st_size for name in files)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what conversions that were killed long ago left behind."""
+    for folder in parent.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rename(folder: Path, target: Path) -> None:

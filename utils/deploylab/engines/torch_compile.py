@@ -28,6 +28,7 @@ class TorchCompile(Engine):
     accepts = frozenset({"torch"})
     distributions = ("torch",)
     modules = ("torch",)
+    core = False  # needs a C++ compiler, which is not ours to install
 
     def available(self) -> Availability:
         found = super().available()

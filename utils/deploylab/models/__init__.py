@@ -65,12 +65,20 @@ def load(name: str, weights: Path | str | None = None) -> torch.nn.Module:
     if weights is not None:
         _fill(model, _read_state(Path(weights)), Path(weights))
     elif name == "signnet":
-        checkpoint = paths.datasets() / "models" / "signnet.safetensors"
-        _check_hash(checkpoint)
+        checkpoint = verify(name)
         _fill(model, _read_state(checkpoint), checkpoint)
     else:
         made_up.fill(model, info(name).input_shape)
     return model.eval()
+
+
+def verify(name: str) -> Path:
+    """The shipped checkpoint of a model, after comparing it with its SHA-256. Raises :class:`ModelError`."""
+    checkpoint = info(name).checkpoint
+    if checkpoint is None:
+        raise ModelError(f"{name} ships without a checkpoint; its weights are made up from a seed")
+    _check_hash(checkpoint)
+    return checkpoint
 
 
 def _require_known(name: str) -> None:
