@@ -1,0 +1,428 @@
+"""Run one model through many engines: every output checked before it is timed, all engines measured in turns.
+
+::
+
+    from deploylab.bench.compare import compare
+    result = compare("signnet", engines=["eager", "onnxruntime"], threads=(1,), samples=100)
+    result.row("onnxruntime").latency.p50        # milliseconds
+
+The order of the work: convert (here), then one worker process for each engine, thread count and precision: start,
+import, load, check against float64, accuracy, warm up. Workers that passed are measured in rounds, A B C A B C ...,
+so that a busy spell hits all of them alike and ratios within a round hold. Memory has its own processes afterwards.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploylab import engines as registry
+from deploylab import machine, models, parity, paths
+from deploylab.bench import client, ledger, subject
+from deploylab.bench.client import Worker
+from deploylab.bench.latency import Summary
+from deploylab.bench.results import ColdStart, Comparison, Memory, Ratio, Row
+from deploylab.bench.subject import Subject
+from deploylab.engines import Artifact, hash_source
+from deploylab.errors import DeployLabError, InputError
+from deploylab.parity import Verdict
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int, str], None]
+Launch = Callable[[str, int], Sequence[str]]
+
+STEPS = {"fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7, "fp32": 2.0**-23}
+"""Relative rounding step of a precision (for int8: one of 127 levels)."""
+LARGEST_TOLERANCE = 0.5
+LEAST_ACCURACY = 0.99
+"""MLPerf Inference asks reduced precision for 99 % of the float32 accuracy (``inference_rules.adoc``)."""
+CHUNK = 200
+MEMORY_CALLS = 20
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured a row: ``samples`` calls in ``rounds`` rounds, but no longer than ``max_seconds``."""
+
+    samples: int = 700
+    rounds: int = 10
+    max_seconds: float = 20.0
+    min_round_seconds: float = 0.05
+    timeout_s: float = 300.0
+
+
+def compare(
+    model: str | Path | torch.nn.Module = "signnet",
+    engines: Sequence[str] | None = None,
+    threads: Sequence[int] = (1,),
+    precision: Sequence[str] = ("fp32",),
+    image: Path | str | None = None,
+    *,
+    example: np.ndarray | Sequence[np.ndarray] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    samples: int = 700,
+    rounds: int = 10,
+    max_seconds: float = 20.0,
+    timeout_s: float = 300.0,
+    memory: bool = True,
+    out_dir: Path | str | None = None,
+    ledger_path: Path | str | None = None,
+    record: bool = True,
+    progress: Progress | None = None,
+    launch: Launch | None = None,
+) -> Comparison:
+    """Compare engines on one model.
+
+    ``model`` is a name from :func:`deploylab.models.names`, the path of an ONNX file (``shapes`` fixes symbolic axes),
+    or a torch module with an ``example`` input. ``engines=None`` takes all that are installed. ``image`` is a picture
+    that becomes the first and the timed input. ``samples`` calls a row are timed in ``rounds`` rounds, for at most
+    ``max_seconds`` a row; 662 are needed for a p99. No single request to a worker may last longer than ``timeout_s``.
+    ``progress(done, total, what)`` hears of every step. ``launch(engine, threads)`` gives another command that starts
+    a worker. With ``record`` the rows go to the ledger.
+
+    An engine that fails keeps its row with the reason. Raises :class:`DeployLabError` only where nothing can be
+    compared: unknown model or engine, unreadable image, no reference.
+    """
+    effort = Effort(samples, rounds, max_seconds, timeout_s=timeout_s)
+    rows, notes = _plan(model, engines, threads, precision)
+    steps = _Steps(progress, total=1 + len({(r.engine, r.precision) for r in rows}) + len(rows) * (1 + memory) + rounds)
+    begin = time.perf_counter()
+    with steps("preparing the model, its inputs and the float64 reference"):
+        notes += _busy_before()
+        what = _subject(model, Path(image) if image is not None else None, example, shapes)
+    artifacts = _convert_all(rows, what, Path(out_dir) if out_dir else paths.build() / "artifacts", steps)
+    bench = _Bench(what, effort, launch or (lambda engine, threads: client.COMMAND), steps)
+    bench.run(rows, artifacts, memory)
+    baselines = _set_ratios(rows)
+    comparison = Comparison(
+        model=what.name,
+        source_hash=hash_source(what.source),
+        rows=rows,
+        baselines=baselines,
+        reference=what.reference.source,
+        tolerance=what.reference.tolerance,
+        inputs=what.about_samples,
+        input_shapes=[f"{array.dtype} {array.shape}" for array in what.samples[0]],
+        reference_accuracy=what.test.accuracy if what.test else None,
+        machine=machine.describe(),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - begin,
+        notes=notes + _busy_during(rows),
+    )
+    if record:
+        try:
+            ledger.append(comparison.ledger_rows(), ledger_path)
+        except DeployLabError as error:  # the results are worth more than their record
+            comparison.ledger_error = str(error)
+    return comparison
+
+
+def _plan(
+    model: Any, engines: Sequence[str] | None, threads: Sequence[int], precision: Sequence[str]
+) -> tuple[list[Row], list[str]]:
+    """One row for each combination, the reference engine first, and notes on what is left out."""
+    if isinstance(precision, str):
+        precision = (precision,)
+    if not threads or min(threads) < 1:
+        raise InputError(f"threads must be numbers of at least 1, got {', '.join(map(str, threads)) or 'none'}")
+    if not precision:
+        raise InputError("give at least one precision, such as fp32")
+    chosen, notes = [registry.get(name).name for name in dict.fromkeys(engines or ())], []
+    if not chosen:
+        kind = "onnx" if _is_onnx(model) else "torch"
+        chosen = [name for name in registry.names() if kind in registry.get(name).accepts]
+        left_out = [name for name in registry.names() if name not in chosen]
+        if left_out:
+            notes.append(f"{', '.join(left_out)} left out: no conversion from {kind}")
+    cores = machine.usable_cores()
+    if max(threads) > cores:
+        notes.append(f"{max(threads)} threads on {cores} usable core(s): the engines' threads get in each other's way")
+    order = [(t, p) for t in dict.fromkeys(threads) for p in dict.fromkeys(precision)]
+    return [Row(engine, t, p) for t, p in order for engine in chosen], notes
+
+
+def _subject(model: Any, picture: Path | None, example: Any, shapes: Mapping[str, Sequence[int]] | None) -> Subject:
+    if _is_onnx(model):
+        return subject.from_onnx(Path(model), picture, shapes)
+    if isinstance(model, str):
+        if model not in models.names():
+            raise InputError(
+                f"unknown model {model!r}; give one of {', '.join(models.names())} or a file that ends in .onnx"
+            )
+        return subject.named(model, picture)
+    if isinstance(model, Path):
+        raise InputError(f"{model} is not an ONNX file (its name must end in .onnx)")
+    if example is None:
+        raise InputError("a torch module needs an example input: compare(module, example=x)")
+    return subject.from_module(model, example)
+
+
+def _is_onnx(model: Any) -> bool:
+    return isinstance(model, (str, os.PathLike)) and str(model).lower().endswith(".onnx")
+
+
+def _convert_all(rows: Sequence[Row], what: Subject, out_dir: Path, steps: _Steps) -> dict[tuple[str, str], Artifact]:
+    artifacts: dict[tuple[str, str], Artifact] = {}
+    for engine_name, precision in dict.fromkeys((row.engine, row.precision) for row in rows):
+        concerned = [row for row in rows if (row.engine, row.precision) == (engine_name, precision)]
+        with steps(f"converting for {engine_name}" + ("" if precision == "fp32" else f", {precision}")):
+            engine = registry.get(engine_name)
+            state = engine.available()
+            if not state.ok:
+                reason = state.reason + (f"; try: {state.fix}" if state.fix else "")
+                _fail_all(concerned, "unavailable", reason)
+                continue
+            try:
+                artifact = engine.convert(what.source, what.samples[0], out_dir, precision)
+            except DeployLabError as error:
+                _fail_all(concerned, "failed", str(error))
+                continue
+            artifacts[engine_name, precision] = artifact
+            for row in concerned:
+                row.artifact, row.engine_version = artifact.path.name, artifact.engine_version
+                row.bytes, row.convert_seconds = artifact.bytes, artifact.seconds
+    return artifacts
+
+
+def _fail_all(rows: Sequence[Row], status: str, reason: str) -> None:
+    for row in rows:
+        row.fail(status, reason)
+
+
+class _Bench:
+    """Takes workers through check, accuracy, warm-up, rounds and memory. One that fails ends its own row only."""
+
+    def __init__(self, what: Subject, effort: Effort, launch: Launch, steps: _Steps) -> None:
+        self.what, self.effort, self.launch, self.steps = what, effort, launch, steps
+        self.starts: dict[str, list[ColdStart]] = {}
+        self.accuracies: dict[tuple[str, str], float] = {}
+
+    def run(self, rows: Sequence[Row], artifacts: Mapping[tuple[str, str], Artifact], memory: bool) -> None:
+        self.artifacts = artifacts
+        with ExitStack() as processes:
+            workers = {}
+            for row in rows:
+                with self.steps(f"checking {row.label} against the reference"):
+                    if row.ok and (worker := self._guarded(row, self._prepare, row, processes)):
+                        workers[row.label] = worker
+            self._measure({row.label: row for row in rows if row.label in workers}, workers)
+        for row in rows if memory else ():
+            with self.steps(f"memory of {row.label}"):
+                if row.ok:
+                    self._guarded(row, self._watch_memory, row)
+        for row in rows:
+            row.cold_start = _fastest_start(self.starts.get(row.label, ()))
+
+    def _guarded(self, row: Row, work: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return work(*arguments)
+        except DeployLabError as error:
+            row.fail("failed", str(error))
+            return None
+
+    def _prepare(self, row: Row, processes: ExitStack) -> Worker | None:
+        """A worker that passed parity, warm; None, and the row says why, if it did not."""
+        worker = processes.enter_context(self._start(row))
+        try:
+            start = self._load(row, worker)
+            outputs, first_s = worker.run(self._stacked(self.what.samples), self.effort.timeout_s)
+            self.starts[row.label] = [replace(start, first=first_s)]
+            row.verdict = self._judge(row, worker, outputs)
+            if not row.verdict.ok:
+                row.fail("parity", row.verdict.text)
+                worker.close()
+                return None
+            worker.run(self._stacked(self.what.samples[:1]), self.effort.timeout_s)  # the input that is timed
+            if not worker.request("warm_up", self.effort.timeout_s)["stable"]:
+                row.notes.append("the warm-up ended before the latency had settled")
+            return worker
+        except DeployLabError:
+            worker.kill()
+            raise
+
+    def _start(self, row: Row) -> Worker:
+        command = self.launch(row.engine, row.threads)
+        return Worker(row.engine, threads=row.threads, command=command, start_timeout_s=self.effort.timeout_s)
+
+    def _load(self, row: Row, worker: Worker, after_import: Callable[[], None] = lambda: None) -> ColdStart:
+        modules = list(registry.get(row.engine).modules)
+        imports = worker.request("import", self.effort.timeout_s, modules=modules)["seconds"]
+        after_import()
+        path = str(self.artifacts[row.engine, row.precision].path)
+        loaded = worker.request("load", self.effort.timeout_s, engine=row.engine, artifact=path, threads=row.threads)
+        row.facts = loaded["facts"]
+        row.notes = _surprises(row)
+        return ColdStart(worker.start_s, imports, loaded["seconds"], 0.0, 1)
+
+    def _judge(self, row: Row, worker: Worker, outputs: Sequence[np.ndarray]) -> Verdict:
+        joined = tuple(np.concatenate([np.atleast_1d(sample) for sample in output]) for output in outputs)
+        exact = self.what.reference.outputs
+        if row.precision == "fp32":
+            verdict = parity.compare_outputs(exact, joined, self.what.reference.tolerance)
+        else:
+            verdict = parity.compare_outputs(exact, joined, reduced_tolerance(self.what.reference, row.precision))
+        if self.what.test is None:
+            judged = "" if row.precision == "fp32" else "; accuracy not judged, there is no labelled data"
+            return replace(verdict, text=verdict.text + judged)
+        if not np.isfinite(verdict.error):
+            return verdict
+        row.accuracy = self._accuracy(row, worker)
+        enough = LEAST_ACCURACY * self.what.test.accuracy
+        if row.accuracy < enough:
+            lost = f"accuracy {row.accuracy:.2%}, needed {enough:.2%} (99 % of float32's {self.what.test.accuracy:.2%})"
+            return replace(verdict, ok=False, text=f"{verdict.text}; {lost}")
+        return verdict
+
+    def _accuracy(self, row: Row, worker: Worker) -> float:
+        """Top-1 accuracy on the frozen test split, one picture at a time. The thread count does not change it."""
+        key = row.engine, row.precision
+        if key not in self.accuracies:
+            test = self.what.test
+            chunks = [test.inputs[i : i + CHUNK] for i in range(0, len(test.labels), CHUNK)]
+            logits = np.concatenate([worker.run([chunk], self.effort.timeout_s)[0][0] for chunk in chunks])
+            self.accuracies[key] = float((logits.reshape(len(test.labels), -1).argmax(1) == test.labels).mean())
+        return self.accuracies[key]
+
+    def _measure(self, rows: Mapping[str, Row], workers: Mapping[str, Worker]) -> None:
+        samples: dict[str, list[float]] = {label: [] for label in rows}
+        clocks: dict[str, list[tuple[float, float]]] = {label: [] for label in rows}
+        for round_number in range(self.effort.rounds):
+            with self.steps(f"measuring, round {round_number + 1} of {self.effort.rounds}"):
+                for label, row in rows.items():
+                    if row.ok and (answer := self._guarded(row, self._round, workers[label])):
+                        samples[label] += answer["samples"]
+                        clocks[label].append((answer["cpu_seconds"], answer["wall_seconds"]))
+                        row.round_p50.append(statistics.median(answer["samples"]))
+        for label, row in rows.items():
+            if row.ok:
+                row.latency = Summary.of(samples[label])
+                cpu, wall = map(sum, zip(*clocks[label], strict=True))
+                row.cores_used = cpu / wall
+
+    def _round(self, worker: Worker) -> dict[str, Any]:
+        effort = self.effort
+        return worker.request(
+            "measure",
+            effort.timeout_s + effort.max_seconds / effort.rounds,
+            samples=-(-effort.samples // effort.rounds),
+            min_seconds=effort.min_round_seconds,
+            max_seconds=effort.max_seconds / effort.rounds,
+        )
+
+    def _watch_memory(self, row: Row) -> None:
+        """Memory, and a second cold start, in a process in which nothing else has happened."""
+        sizes: list[int] = []
+
+        def look(**options: Any) -> dict[str, Any]:
+            found = worker.request("memory", self.effort.timeout_s, **options)
+            sizes.append(found["rss"] or 0)
+            return found
+
+        with self._start(row) as worker:
+            look()
+            start = self._load(row, worker, after_import=look)
+            look(reset=True)
+            _, first_s = worker.run(self._stacked(self.what.samples[:1]), self.effort.timeout_s)
+            worker.request("measure", self.effort.timeout_s, samples=MEMORY_CALLS, max_seconds=self.effort.max_seconds)
+            peak = look()["peak"]
+        self.starts[row.label].append(replace(start, first=first_s))
+        row.memory = Memory(*sizes[:3], peak=peak)
+
+    @staticmethod
+    def _stacked(samples: Sequence[subject.Sample]) -> list[np.ndarray]:
+        return [np.stack(column) for column in zip(*samples, strict=True)]
+
+
+def reduced_tolerance(reference: parity.Reference, precision: str) -> parity.Tolerance:
+    """What a reduced precision may be off: the float32 tolerance, scaled by how much coarser its rounding is."""
+    scale = STEPS.get(precision, STEPS["bf16"]) / STEPS["fp32"]
+    value = min(LARGEST_TOLERANCE, reference.tolerance.value * scale)
+    return parity.Tolerance(value, f"the float32 tolerance times {scale:g}, the ratio of {precision}'s rounding step")
+
+
+def _surprises(row: Row) -> list[str]:
+    """What the engine's own facts say it does otherwise than asked."""
+    threads, affinity = row.facts.get("threads"), row.facts.get("affinity", "unchanged")
+    found = []
+    if isinstance(threads, int) and threads != row.threads:
+        found.append(f"asked for {row.threads} thread(s), it runs {threads}")
+    if affinity != "unchanged":
+        found.append(f"loading it changed the cores this process may use: {affinity}")
+    return found
+
+
+def _fastest_start(starts: Sequence[ColdStart]) -> ColdStart | None:
+    if not starts:
+        return None
+    parts = {
+        name: statistics.median(getattr(start, name) for start in starts)
+        for name in ("process", "imports", "load", "first")
+    }
+    return ColdStart(**parts, n=len(starts))
+
+
+def _set_ratios(rows: Sequence[Row]) -> dict[int, str]:
+    """Set every measured row's ratio to the first float32 row of its thread count, which is eager where it passed."""
+    baselines: dict[int, str] = {}
+    for threads in dict.fromkeys(row.threads for row in rows):
+        measured = [row for row in rows if row.threads == threads and row.latency]
+        for row in measured:
+            base = next((other for other in measured if other.precision == "fp32"), measured[0])
+            baselines[threads] = base.label
+            quotients = [b / own for b, own in zip(base.round_p50, row.round_p50, strict=True)]
+            row.ratio = Ratio(statistics.median(quotients), min(quotients), max(quotients))
+    return baselines
+
+
+def _busy_before() -> list[str]:
+    cores = machine.usable_cores()
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        return []
+    if load <= 0.5 * cores:
+        return []
+    return [
+        f"the machine was busy before this began (load {load:.1f} on {cores} cores): believe ratios more than times"
+    ]
+
+
+def _busy_during(rows: Sequence[Row]) -> list[str]:
+    measured = [row for row in rows if row.latency]
+    if not measured:
+        return []
+    moved = statistics.median(max(row.round_p50) / min(row.round_p50) for row in measured) - 1
+    share = min((row.cores_used for row in measured if row.threads == 1), default=1.0)
+    notes = []
+    if share < 0.9:
+        notes.append(f"a single-threaded engine got only {share:.0%} of a core: other work disturbed the measurement")
+    if moved > 0.25:
+        notes.append(f"the median latency moved by {moved:.0%} between rounds; trust ratios more than times")
+    return notes
+
+
+class _Steps:
+    """Counts steps for a progress display."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    @contextmanager
+    def __call__(self, text: str) -> Iterator[None]:
+        if self.progress:
+            self.progress(self.done, self.total, text)
+        yield
+        self.done += 1
+        if self.progress and self.done == self.total:
+            self.progress(self.done, self.total, "done")

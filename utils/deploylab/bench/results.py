@@ -1,0 +1,155 @@
+"""What a comparison found: one :class:`Row` for each engine, thread count and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from deploylab.bench.latency import Summary
+from deploylab.errors import InputError
+from deploylab.parity import Tolerance, Verdict
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Seconds from nothing to the first answer, each part the fastest of ``n`` fresh processes.
+
+    The fastest, because what is meant is a restart: the files are in the disk cache, compiled code in the engine's.
+    """
+
+    process: float
+    imports: float
+    load: float
+    first: float
+    n: int
+
+    @property
+    def total(self) -> float:
+        return self.process + self.imports + self.load + self.first
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of a fresh process in bytes: bare Python, engine imported, model loaded, peak of inference."""
+
+    python: int
+    imported: int
+    loaded: int
+    peak: int | None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the baseline: the median over the rounds, the slowest and the fastest round."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass
+class Row:
+    """One engine with one thread count and precision. What could not be measured is None; ``reason`` says why.
+
+    ``status`` is ``ok``, ``parity`` (the output is wrong, so nothing was timed), ``failed`` or ``unavailable``.
+    ``cores_used`` is processor time divided by wall time during the timed calls. ``round_p50`` holds the median
+    latency of every round in milliseconds.
+    """
+
+    engine: str
+    threads: int
+    precision: str
+    status: str = "ok"
+    reason: str = ""
+    verdict: Verdict | None = None
+    accuracy: float | None = None
+    artifact: str = ""
+    engine_version: str = ""
+    bytes: int | None = None
+    convert_seconds: float | None = None
+    cold_start: ColdStart | None = None
+    latency: Summary | None = None
+    ratio: Ratio | None = None
+    memory: Memory | None = None
+    cores_used: float | None = None
+    round_p50: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    @property
+    def label(self) -> str:
+        """``onnxruntime``, and what else distinguishes it: ``onnxruntime, 2 threads, fp16``."""
+        threads = f", {self.threads} threads" if self.threads > 1 else ""
+        return f"{self.engine}{threads}" + ("" if self.precision == "fp32" else f", {self.precision}")
+
+    def fail(self, status: str, reason: str) -> None:
+        """Note a failure. A row that failed shows no latency."""
+        self.status, self.reason = status, reason
+        self.latency = self.ratio = None
+
+
+@dataclass
+class Comparison:
+    """All rows, and what one must know to believe them. Times in milliseconds unless a name says seconds."""
+
+    model: str
+    source_hash: str
+    rows: list[Row]
+    baselines: dict[int, str]  # threads -> label of the row that ratios refer to
+    reference: str
+    tolerance: Tolerance
+    inputs: str
+    input_shapes: list[str]
+    reference_accuracy: float | None
+    machine: dict[str, Any]
+    date: str
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    ledger_error: str = ""
+
+    def row(self, engine: str, threads: int | None = None, precision: str | None = None) -> Row:
+        """The first row of this engine. Raises :class:`InputError` naming the rows there are."""
+        for row in self.rows:
+            if row.engine == engine and threads in (None, row.threads) and precision in (None, row.precision):
+                return row
+        raise InputError(f"no row for {engine!r}; there are: {', '.join(row.label for row in self.rows)}")
+
+    @property
+    def measured(self) -> list[Row]:
+        """The rows that passed parity and have a latency."""
+        return [row for row in self.rows if row.latency is not None]
+
+    @property
+    def baseline_text(self) -> str:
+        names = list(dict.fromkeys(self.baselines.values()))
+        return " / ".join(names) if names else "none"
+
+    def failures(self, *statuses: str) -> list[Row]:
+        """Rows that ended with one of these statuses, by default with any failure."""
+        return [row for row in self.rows if not row.ok and (not statuses or row.status in statuses)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return asdict(self)
+
+    def ledger_rows(self) -> Iterable[dict[str, Any]]:
+        """One self-contained dictionary a row, for the ledger."""
+        shared = {
+            "date": self.date,
+            "model": self.model,
+            "source_hash": self.source_hash,
+            "baselines": self.baselines,
+            "reference": self.reference,
+            "tolerance": asdict(self.tolerance),
+            "inputs": self.inputs,
+            "machine": self.machine,
+        }
+        for row in self.rows:
+            yield {**shared, **asdict(row)}
