@@ -1,0 +1,205 @@
+"""The command ``deploylab``. Heavy packages are imported inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploylab.errors import DeployLabError, InputError
+
+if TYPE_CHECKING:
+    from deploylab.bench.results import Comparison
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="deploylab",
+    help="One model, every engine, checked before it is timed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+signs = typer.Typer(help="The task: RoadSigns.", no_args_is_help=True)
+app.add_typer(signs, name="signs")
+
+_FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command()
+def doctor(json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """What this machine can run: engines, CPU, compilers, browsers. Exit code 0 if the core works."""
+    from deploylab import doctor as examination
+
+    raise typer.Exit(examination.run(as_json=json_output))
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Argument(help="signnet, mobilenet_v2, resnet18, or a FILE.onnx.")] = "signnet",
+    engines: Annotated[str, typer.Option(help="Names with commas between. Default: all that are installed.")] = "",
+    threads: Annotated[str, typer.Option(help="Thread counts, such as 1,2.")] = "1",
+    precision: Annotated[str, typer.Option(help="Precisions, such as fp32,fp16.")] = "fp32",
+    image: Annotated[Path | None, typer.Option(help="A picture to run and to time.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Size of an input of an ONNX file: NAME=1,3,224,224. Repeatable.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with table and figure.")] = None,
+    png_file: Annotated[Path | None, typer.Option("--png", help="Write the figure.")] = None,
+    samples: Annotated[int, typer.Option(help="Timed calls a row; a p99 needs 662.", min=1)] = 700,
+    rounds: Annotated[int, typer.Option(help="Rounds the calls are spread over.", min=1)] = 10,
+    max_seconds: Annotated[float, typer.Option(help="Longest timed work a row.", min=0.1)] = 20.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which an engine that does not answer is ended.")
+    ] = 300.0,
+    memory: Annotated[bool, typer.Option(help="Also measure memory, in processes of its own.")] = True,
+) -> None:
+    """Run a model through the engines: parity first, then latency, cold start, memory. Rows go to the ledger.
+
+    Exit code 1 if an engine gave a wrong output, or if one that was named could not run.
+    """
+    with _clear_errors():
+        options: dict[str, Any] = {
+            "engines": _words(engines) or None,
+            "threads": _numbers("--threads", threads),
+            "precision": _words(precision),
+            "image": image,
+            "shapes": dict(map(_shape, shape or [])),
+            "samples": samples,
+            "rounds": rounds,
+            "max_seconds": max_seconds,
+            "timeout_s": timeout,
+            "memory": memory,
+        }
+        _require_files(model, image)
+        from deploylab.bench.compare import compare as run
+
+        with _progress() as progress:
+            result = run(model, progress=progress, **options)
+        _show(result)
+        wrong = _write_files(result, json_file, html_file, png_file)
+    statuses = ("parity", "failed", "unavailable") if engines else ("parity",)
+    raise typer.Exit(1 if wrong or result.failures(*statuses) or not result.measured else 0)
+
+
+@signs.command(context_settings=_FORWARD)
+def evaluate(context: typer.Context) -> None:
+    """Accuracy of SignNet by class, on the frozen test split or on your photographs."""
+    _forward("deploylab.signs.evaluate", context)
+
+
+@signs.command(context_settings=_FORWARD)
+def train(context: typer.Context) -> None:
+    """Train SignNet on rendered signs."""
+    _forward("deploylab.signs.train", context)
+
+
+def _forward(module: str, context: typer.Context) -> None:
+    """Hand the remaining arguments to a module's own command line."""
+    with _clear_errors():
+        command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        command.command()(importlib.import_module(module).main)
+        command(args=context.args, prog_name=context.command_path)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Errors made for a person end the command with their message; an interrupt says what is left behind."""
+    try:
+        yield
+    except DeployLabError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted: workers ended, nothing recorded, the ledger is intact", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _require_files(model: str, image: Path | None) -> None:
+    """Fail on a wrong path at once, before anything heavy is imported."""
+    if model.lower().endswith(".onnx") and not Path(model).is_file():
+        raise InputError(f"{model}: no such file")
+    if image is not None and not image.is_file():
+        raise InputError(f"--image {image}: no such file")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise InputError(f"{option} takes whole numbers with commas between, such as 1,2; got {text!r}") from None
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.partition("=")
+    try:
+        return name, tuple(int(word) for word in _words(sizes))
+    except ValueError:
+        raise InputError(f"--shape takes NAME=1,3,224,224; got {text!r}") from None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal, plain lines elsewhere; both on stderr."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, text: typer.echo(f"[{done}/{total}] {text}", err=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    shown = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+
+
+def _show(result: Comparison) -> None:
+    from rich.console import Console
+
+    from deploylab import report
+
+    # A pipe has no width; a table folded to 80 columns is harder to read there than a long line.
+    report.print_comparison(result, Console(width=None if sys.stdout.isatty() else 160))
+    if not result.ledger_error:
+        typer.echo(f"{len(result.rows)} row(s) added to the ledger in {result.seconds:.0f} s", err=True)
+
+
+def _write_files(result: Comparison, json_file: Path | None, html_file: Path | None, png_file: Path | None) -> bool:
+    """Write what was asked for. A file that cannot be written is reported and does not stop the others."""
+    from deploylab import report
+
+    contents: Sequence[tuple[Path | None, Callable[[], str | bytes]]] = (
+        (json_file, lambda: report.to_json(result)),
+        (html_file, lambda: report.to_html(result)),
+        (png_file, lambda: report.figure_png(report.plot_latency(result))),
+    )
+    problems = [result.ledger_error] if result.ledger_error else []
+    for path, content in contents:
+        if path is not None:
+            try:
+                report.write(path, content())
+                typer.echo(f"wrote {path}", err=True)
+            except DeployLabError as error:
+                problems.append(str(error))
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    return bool(problems)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

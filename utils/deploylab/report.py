@@ -1,0 +1,359 @@
+"""Show a comparison: table in a terminal, page for a browser, figures for labs and README."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploylab.bench.latency import samples_needed
+from deploylab.bench.results import MIB, Comparison, Row
+from deploylab.errors import DeployLabError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+
+NOTHING = "-"
+STYLE = "deploylab.figures"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the comparison table and how it is filled."""
+
+    title: str
+    text: Callable[[Row], str]
+    right: bool = True
+
+
+def columns(comparison: Comparison) -> tuple[list[Column], list[Column]]:
+    """What the table shows after the engine: columns about time, and columns about everything else."""
+    time = [
+        Column("p50 ms", lambda row: number(row.latency and row.latency.p50)),
+        Column("p90 ms", lambda row: number(row.latency and row.latency.p90)),
+        Column("p99 ms", lambda row: number(row.latency and row.latency.p99)),
+        Column("n", lambda row: str(row.latency.n) if row.latency else NOTHING),
+        Column(f"x {comparison.baseline_text}", _ratio_text),
+        Column("cold start", lambda row: f"{row.cold_start.total:.2f} s" if row.cold_start else NOTHING),
+    ]
+    rest = [
+        Column("error", lambda row: f"{row.verdict.error:.0e}" if row.verdict else NOTHING),
+        Column("size", lambda row: size(row.bytes)),
+        Column("memory", lambda row: size(row.memory.peak or row.memory.loaded) if row.memory else NOTHING),
+        Column("what ran", really_ran, right=False),
+    ]
+    if comparison.reference_accuracy is not None:
+        rest.insert(1, Column("accuracy", lambda row: NOTHING if row.accuracy is None else f"{row.accuracy:.2%}"))
+    return time, rest
+
+
+def really_ran(row: Row) -> str:
+    """Threads, precision and provider as the engine reports them, and how many cores it kept busy."""
+    if not row.facts:
+        return NOTHING
+    threads, facts = row.facts.get("threads", row.threads), row.facts
+    parts = [f"{threads} thread{'s' if threads != 1 else ''}", str(facts.get("precision", row.precision))]
+    parts += [str(facts[key]) for key in ("provider", "backend", "cpu_capability") if key in facts][:1]
+    if row.cores_used is not None:
+        parts.append(f"{row.cores_used:.1f} cores busy")
+    return ", ".join(parts)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, ``-`` for None."""
+    if value is None:
+        return NOTHING
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 0.1 else f"{value:.{2 - (value >= 10)}f}"
+
+
+def size(count: int | None) -> str:
+    """Bytes as MiB."""
+    return NOTHING if count is None else f"{count / MIB:.{1 if count < 100 * MIB else 0}f} MiB"
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print the table, what the figures mean, and why engines failed. Fits 80 columns by using two tables there."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = console or Console()
+    time, rest = columns(comparison)
+    whole = _table(comparison, f"{comparison.model}: latency after parity", [*time, *rest])
+    if Measurement.get(console, console.options, whole).maximum <= console.width:
+        console.print(whole)
+    else:
+        console.print(_table(comparison, f"{comparison.model}: latency after parity", time))
+        console.print(_table(comparison, f"{comparison.model}: what it costs and what really ran", rest))
+    for line in explanations(comparison):
+        console.print(line, markup=False, highlight=False, style="dim")
+    for row in comparison.failures():
+        console.print(f"{row.label}: {failure_text(row)}", markup=False, highlight=False, style="red", soft_wrap=True)
+    for note in all_notes(comparison):
+        console.print(f"note: {note}", markup=False, highlight=False, style="yellow")
+
+
+def failure_text(row: Row) -> str:
+    """Why a row has no latency."""
+    lead = {"parity": "wrong output, not timed", "unavailable": "not available here"}.get(row.status, "failed")
+    return f"{lead}: {row.reason}"
+
+
+def explanations(comparison: Comparison) -> list[str]:
+    """How to read the figures: reference, tolerance and its reason, inputs, withheld percentiles, machine."""
+    machine = comparison.machine
+    lines = [
+        f"error: largest difference from {comparison.reference}, as a part of the largest output; "
+        f"tolerance {comparison.tolerance.value:.1e} ({comparison.tolerance.reason})",
+        f"inputs: {comparison.inputs}; timed: batch {', '.join(comparison.input_shapes)}",
+    ]
+    if comparison.reference_accuracy is not None:
+        lines.append(
+            f"accuracy: top-1 on the frozen test split; torch in float32 has {comparison.reference_accuracy:.2%}"
+        )
+    if comparison.measured:
+        lines.append(
+            f"x {comparison.baseline_text}: how many times as fast at the same thread count, median of the rounds "
+            "(slowest to fastest round)"
+        )
+        lines.append("cold start: process, import, load and first inference; memory: peak of a process of its own")
+    withheld = {row.latency.n for row in comparison.measured if row.latency.p99 is None}
+    if withheld:
+        lines.append(
+            f"- instead of a percentile: too few samples (p90 needs {samples_needed(90)}, p99 {samples_needed(99)})"
+        )
+    features = ", ".join(machine.get("features", [])) or "unknown"
+    cores = machine.get("usable_cores")
+    lines.append(f"machine: {machine.get('board') or machine.get('cpu')}, {cores} usable core(s), {features}")
+    return lines
+
+
+def all_notes(comparison: Comparison) -> list[str]:
+    """Notes on the whole comparison, then on single rows."""
+    return [*comparison.notes, *(f"{row.label}: {note}" for row in comparison.rows for note in row.notes)]
+
+
+def _ratio_text(row: Row) -> str:
+    if row.ratio is None:
+        return NOTHING
+    return f"{row.ratio.median:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})"
+
+
+def _table(comparison: Comparison, title: str, shown: Sequence[Column]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("engine", no_wrap=True)
+    for column in shown:
+        table.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.right)
+    for row in comparison.rows:
+        table.add_row(row.label, *(column.text(row) for column in shown), style=None if row.ok else "red")
+    return table
+
+
+def to_json(comparison: Comparison) -> str:
+    """The whole comparison as JSON. What is not a number there (an infinite error) becomes null."""
+    return json.dumps(_finite(comparison.to_dict()), indent=1, default=str, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+def write(path: Path | str, content: str | bytes) -> None:
+    """Write a file completely or not at all. Raises :class:`DeployLabError` naming the file and the reason."""
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise DeployLabError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+def to_html(comparison: Comparison) -> str:
+    """A page of its own: table, figure, how to read it, machine, versions. It loads nothing from anywhere."""
+    time, rest = columns(comparison)
+    failures = "".join(
+        f"<li><b>{_text(row.label)}</b>: <pre>{_text(failure_text(row))}</pre></li>" for row in comparison.failures()
+    )
+    return _PAGE.format(
+        title=_text(f"{comparison.model}, {len(comparison.measured)} engines"),
+        model=_text(comparison.model),
+        date=_text(comparison.date),
+        table=_html_table(comparison, [*time, *rest]),
+        figure=figure_svg(plot_latency(comparison)) if comparison.measured else "",
+        failures=f"<h2>Without a latency</h2><ul>{failures}</ul>" if failures else "",
+        reading="".join(f"<li>{_text(line)}</li>" for line in explanations(comparison)),
+        notes="".join(f"<li class=note>{_text(note)}</li>" for note in all_notes(comparison)),
+        facts="".join(_facts_row(row) for row in comparison.rows if row.facts),
+        machine=_text(json.dumps(comparison.machine, indent=1)),
+    )
+
+
+def _html_table(comparison: Comparison, shown: Sequence[Column]) -> str:
+    head = "".join(f"<th{_align(column)}>{_text(column.title)}</th>" for column in shown)
+    body = ""
+    for row in comparison.rows:
+        cells = "".join(f"<td{_align(column)}>{_text(column.text(row))}</td>" for column in shown)
+        body += f"<tr{'' if row.ok else ' class=failed'}><th>{_text(row.label)}</th>{cells}</tr>\n"
+    return f"<table><thead><tr><th>engine</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _facts_row(row: Row) -> str:
+    facts = ", ".join(f"{key}: {value}" for key, value in row.facts.items() if key != "engine")
+    return f"<tr><th>{_text(row.label)}</th><td>{_text(facts)}</td><td>{_text(row.artifact)}</td></tr>"
+
+
+def _align(column: Column) -> str:
+    return " class=number" if column.right else ""
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def plot_latency(comparison: Comparison, ax: Axes | None = None) -> Figure:
+    """Bars of the median with marks at p90 and p99, and the ratio to the baseline; a wrong output has no bar."""
+    import matplotlib.style
+
+    with matplotlib.style.context(STYLE):
+        figure, ax = _axes(ax, len(comparison.rows))
+        base = set(comparison.baselines.values())
+        for place, row in enumerate(comparison.rows):
+            if row.latency is None:
+                ax.text(0, place, f" {_short_failure(row)}", va="center", color="#a03000", fontsize=9)
+                continue
+            ax.barh(place, row.latency.p50, height=0.62, color="#777777" if row.label in base else "#0072B2")
+            tails = [t for t in (row.latency.p90, row.latency.p99) if t is not None]
+            if tails:
+                ax.plot([row.latency.p50, *tails], [place] * (1 + len(tails)), color="#333333", linewidth=1)
+                ax.plot(tails, [place] * len(tails), "|", color="#333333", markersize=9)
+            ratio = f"  ({row.ratio.median:.1f}x)" if row.ratio and row.label not in base else ""
+            farthest = max([row.latency.p50, *tails])
+            ax.text(farthest, place, f"  {number(row.latency.p50)} ms{ratio}", va="center", fontsize=9)
+        ax.set_yticks(range(len(comparison.rows)), [row.label for row in comparison.rows])
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.margins(x=0.22)
+        ax.set_xlim(left=0)
+        ax.set_xlabel(
+            "latency of one inference in ms: bar = median, marks = p90 and p99 (where the samples support them)"
+        )
+        ax.set_title(f"{comparison.model}: latency of engines that passed parity")
+    return figure
+
+
+def plot_cold_start(comparison: Comparison, ax: Axes | None = None) -> Figure:
+    """Stacked bars of process start, import, load and first inference, in seconds."""
+    import matplotlib.style
+
+    rows = [row for row in comparison.rows if row.cold_start]
+    with matplotlib.style.context(STYLE):
+        figure, ax = _axes(ax, len(rows))
+        left = [0.0] * len(rows)
+        for part in ("process", "imports", "load", "first"):
+            values = [getattr(row.cold_start, part) for row in rows]
+            ax.barh(range(len(rows)), values, left=left, height=0.62, label=part)
+            left = [a + b for a, b in zip(left, values, strict=True)]
+        ax.set_yticks(range(len(rows)), [row.label for row in rows])
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.set_xlabel("seconds from nothing to the first answer")
+        ax.set_title(f"{comparison.model}: cold start")
+        ax.legend(ncols=4)
+    return figure
+
+
+def plot_rounds(comparison: Comparison, ax: Axes | None = None) -> Figure:
+    """The median latency of every round, engine by engine: a disturbance shows in the same round of all of them."""
+    import matplotlib.style
+
+    with matplotlib.style.context(STYLE):
+        figure, ax = _axes(ax, 7)
+        for row in comparison.measured:
+            ax.plot(range(1, len(row.round_p50) + 1), row.round_p50, marker="o", label=row.label)
+        ax.set_xlabel("round")
+        ax.set_ylabel("median latency in ms")
+        ax.set_ylim(bottom=0)
+        ax.set_title(f"{comparison.model}: rounds A B C A B C ...")
+        ax.legend()
+    return figure
+
+
+def _axes(ax: Axes | None, rows: int) -> tuple[Figure, Axes]:
+    if ax is not None:
+        return ax.get_figure(), ax
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.4 + 0.34 * max(rows, 1)))
+    return figure, figure.subplots()
+
+
+def _short_failure(row: Row) -> str:
+    return {"parity": "wrong output: not timed", "unavailable": "not available here"}.get(row.status, "failed")
+
+
+def figure_png(figure: Figure, dpi: int = 150) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def figure_svg(figure: Figure) -> str:
+    """A figure as an ``<svg>`` element to stand in a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>DeployLab: {title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }}
+h1 {{ font-size: 1.5rem; margin-bottom: 0 }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
+.date {{ color: #666; margin-top: 0 }}
+.scroll {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .35rem .7rem; border-bottom: 1px solid #e3e3e3; text-align: left; vertical-align: top }}
+thead th {{ border-bottom: 2px solid #999; white-space: nowrap }}
+.number {{ text-align: right; white-space: nowrap }}
+tbody th {{ font-weight: 600; white-space: nowrap }}
+tr.failed {{ color: #a03000; background: #fff6f2 }}
+svg {{ max-width: 100%; height: auto }}
+pre {{ white-space: pre-wrap; margin: 0; font-size: .85rem }}
+li.note {{ color: #8a5a00 }}
+.facts td {{ font-size: .85rem; color: #444 }}
+</style></head><body>
+<h1>{model}</h1><p class="date">{date}, measured by DeployLab</p>
+<div class="scroll">{table}</div>
+{figure}
+{failures}
+<h2>How to read it</h2><ul>{reading}{notes}</ul>
+<h2>What really ran</h2><div class="scroll"><table class="facts">
+<thead><tr><th>engine</th><th>facts</th><th>artifact</th></tr></thead><tbody>{facts}</tbody></table></div>
+<h2>Machine</h2><pre>{machine}</pre>
+</body></html>
+"""
