@@ -136,8 +136,6 @@ def uv_environment(settings, environ):
     pass_on("SSL_CLIENT_CERT", settings.get("client-cert"))
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
         pass_on(name, settings.get("proxy"), unless=[name.lower()])
-    if truthy(settings.get("no-index")):
-        pass_on("UV_NO_INDEX", "1")
     if truthy(settings.get("no-cache-dir")):
         pass_on("UV_NO_CACHE", "1")
     env["UV_PYTHON_DOWNLOADS"] = "never"
@@ -296,9 +294,9 @@ class Environment:
         say("Ready.")
 
     def check_disk(self, with_extras):
+        used = sum(file.lstat().st_size for file in self.venv.rglob("*") if not file.is_dir()) / 1e9
         needed, free = NEEDED_GB[with_extras], shutil.disk_usage(str(self.project)).free / 1e9
-        already = 0 if not self.stamp.exists() else 1
-        if free < needed - already:
+        if free < needed - used:
             raise SetupError(
                 f"Not enough disk: {self.project} has {free:.1f} GB free, the installation needs about {needed} GB.\n"
                 "Free some space or clone to another disk, then run the same command again."
@@ -322,14 +320,14 @@ class Environment:
         pip = [self.python, "-m", "pip", "--disable-pip-version-check"]
         constraints = self.project / "constraints.txt"
         run_step("Installing uv", [*pip, "install", "--constraint", constraints, "uv"])
+        settings = pip_settings(self.python)
+        no_index = ["--no-index"] if truthy(settings.get("no-index")) else []
         package = str(self.project) + (f"[{','.join(extras)}]" if extras else "")
+        uv = [venv_tool(self.venv, "uv"), "pip", "install", "--python", self.python, *no_index]
         run_step(
             "Installing the packages of constraints.txt",
-            [
-                *(venv_tool(self.venv, "uv"), "pip", "install", "--python", self.python),
-                *("--constraint", constraints, "--editable", package),
-            ],
-            env=uv_environment(pip_settings(self.python), os.environ),
+            [*uv, "--constraint", constraints, "--editable", package],
+            env=uv_environment(settings, os.environ),
             cwd=self.project,  # uv reads [tool.uv] there
         )
 
