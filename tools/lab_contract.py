@@ -33,6 +33,7 @@ ENGINES_WITH_TELEMETRY = {"onnxruntime", "openvino", "MNN", "_tools"}
 CHECKED = "nbval-check-output"
 SKIPPED = "nbval-skip"
 MAX_BYTES = 300_000
+MAX_LINE = 96
 
 INSTALLS = re.compile(r"\b(?:pip3?|conda|mamba|apt|apt-get|uv|npm)\b\W+(?:pip\W+)?(?:install|add)\b")
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp|opt|mnt|var|usr)/|\b[A-Z]:\\\\?(?:Users|Windows)")
@@ -158,6 +159,9 @@ def has_the_size(lab: Lab) -> Iterator[str]:
         yield f"a code cell of {max(lengths)} lines; 40 at most"
     if lengths and statistics.median(lengths) > 8:
         yield f"code cells have {statistics.median(lengths):g} lines in the median; 8 at most"
+    longest = max((len(line) for cell in lab.code for line in cell.source.splitlines()), default=0)
+    if longest > MAX_LINE:
+        yield f"a line of code of {longest} characters; {MAX_LINE} at most, so that pages show it whole"
     if any(not cell.source.strip() for cell in lab.notebook.cells):
         yield "an empty cell"
     size = len(nbformat.writes(lab.notebook).encode())

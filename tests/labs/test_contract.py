@@ -208,6 +208,7 @@ FAULTS = [
     (other_kernel, "kernelspec must be"),
     (say("It takes 2.5 ms on my laptop."), "a measured number in prose"),
     (say("ONNX Runtime is 3 times faster."), "a measured number in prose"),
+    (add_line("long_line = " + "+".join("1" * 60)), "characters; 96 at most"),
     (add_line("\n".join(f"line_{i} = {i}" for i in range(41))), "a code cell of"),
 ]
 
