@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING = "-"
+GAP = 2
 STYLE = "deploylab.figures"
 
 
@@ -35,25 +37,22 @@ class Column:
     right: bool = True
 
 
-def columns(comparison: Comparison) -> tuple[list[Column], list[Column]]:
-    """What the table shows after the engine: columns about time, and columns about everything else."""
-    time = [
+def columns(comparison: Comparison) -> list[Column]:
+    """What the table shows beside the engine's name."""
+    shown = [
         Column("p50 ms", lambda row: number(row.latency and row.latency.p50)),
         Column("p90 ms", lambda row: number(row.latency and row.latency.p90)),
         Column("p99 ms", lambda row: number(row.latency and row.latency.p99)),
         Column("n", lambda row: str(row.latency.n) if row.latency else NOTHING),
-        Column(f"x {comparison.baseline_text}", _ratio_text),
-        Column("cold start", lambda row: f"{row.cold_start.total:.2f} s" if row.cold_start else NOTHING),
-    ]
-    rest = [
+        Column(f"vs {comparison.baseline_text}", partial(_ratio_text, comparison)),
         Column("error", lambda row: f"{row.verdict.error:.0e}" if row.verdict else NOTHING),
+        Column("accuracy", lambda row: NOTHING if row.accuracy is None else f"{row.accuracy:.2%}"),
+        Column("cold start", lambda row: f"{row.cold_start.total:.2f} s" if row.cold_start else NOTHING),
         Column("size", lambda row: size(row.bytes)),
         Column("memory", lambda row: size(row.memory.peak or row.memory.loaded) if row.memory else NOTHING),
         Column("what ran", really_ran, right=False),
     ]
-    if comparison.reference_accuracy is not None:
-        rest.insert(1, Column("accuracy", lambda row: NOTHING if row.accuracy is None else f"{row.accuracy:.2%}"))
-    return time, rest
+    return [column for column in shown if column.title != "accuracy" or comparison.reference_accuracy is not None]
 
 
 def really_ran(row: Row) -> str:
@@ -64,7 +63,7 @@ def really_ran(row: Row) -> str:
     parts = [f"{threads} thread{'s' if threads != 1 else ''}", str(facts.get("precision", row.precision))]
     parts += [str(facts[key]) for key in ("provider", "backend", "cpu_capability") if key in facts][:1]
     if row.cores_used is not None:
-        parts.append(f"{row.cores_used:.1f} cores busy")
+        parts.append(f"{row.cores_used:.1f} cores")
     return ", ".join(parts)
 
 
@@ -81,24 +80,35 @@ def size(count: int | None) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print the table, what the figures mean, and why engines failed. Fits 80 columns by using two tables there."""
+    """Print the table, what the figures mean, and why engines failed. A narrow terminal gets several tables."""
     from rich.console import Console
-    from rich.measure import Measurement
 
     console = console or Console()
-    time, rest = columns(comparison)
-    whole = _table(comparison, f"{comparison.model}: latency after parity", [*time, *rest])
-    if Measurement.get(console, console.options, whole).maximum <= console.width:
-        console.print(whole)
-    else:
-        console.print(_table(comparison, f"{comparison.model}: latency after parity", time))
-        console.print(_table(comparison, f"{comparison.model}: what it costs and what really ran", rest))
+    title = f"{comparison.model}: latency after parity"
+    for shown in _packed(comparison, console.width):
+        console.print(_table(comparison, title, shown))
+        title = ""
     for line in explanations(comparison):
         console.print(line, markup=False, highlight=False, style="dim")
     for row in comparison.failures():
-        console.print(f"{row.label}: {failure_text(row)}", markup=False, highlight=False, style="red", soft_wrap=True)
+        console.print(f"{row.label}: {failure_text(row)}", markup=False, highlight=False, style="red")
     for note in all_notes(comparison):
         console.print(f"note: {note}", markup=False, highlight=False, style="yellow")
+
+
+def _packed(comparison: Comparison, width: int) -> list[list[Column]]:
+    """The columns in groups that fit into ``width`` characters beside the engine's name."""
+    name = max((len(row.label) for row in comparison.rows), default=0)
+    groups: list[list[Column]] = [[]]
+    used = name
+    for column in columns(comparison):
+        needed = GAP + max([len(column.title), *(len(column.text(row)) for row in comparison.rows)])
+        if groups[-1] and used + needed > width:
+            groups.append([])
+            used = name
+        groups[-1].append(column)
+        used += needed
+    return groups
 
 
 def failure_text(row: Row) -> str:
@@ -121,8 +131,8 @@ def explanations(comparison: Comparison) -> list[str]:
         )
     if comparison.measured:
         lines.append(
-            f"x {comparison.baseline_text}: how many times as fast at the same thread count, median of the rounds "
-            "(slowest to fastest round)"
+            f"vs {comparison.baseline_text}: how many times as fast at the same thread count, "
+            "median of the rounds (lowest to highest)"
         )
         lines.append("cold start: process, import, load and first inference; memory: peak of a process of its own")
     withheld = {row.latency.n for row in comparison.measured if row.latency.p99 is None}
@@ -141,17 +151,20 @@ def all_notes(comparison: Comparison) -> list[str]:
     return [*comparison.notes, *(f"{row.label}: {note}" for row in comparison.rows for note in row.notes)]
 
 
-def _ratio_text(row: Row) -> str:
+def _ratio_text(comparison: Comparison, row: Row) -> str:
     if row.ratio is None:
         return NOTHING
-    return f"{row.ratio.median:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})"
+    if row.label in comparison.baselines.values():
+        return "baseline"
+    return f"{row.ratio.median:.2f}x ({row.ratio.low:.2f}-{row.ratio.high:.2f})"
 
 
 def _table(comparison: Comparison, title: str, shown: Sequence[Column]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.pad_edge, table.padding = False, (0, 1, 0, 0)
     table.add_column("engine", no_wrap=True)
     for column in shown:
         table.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.right)
@@ -193,7 +206,6 @@ def write(path: Path | str, content: str | bytes) -> None:
 
 def to_html(comparison: Comparison) -> str:
     """A page of its own: table, figure, how to read it, machine, versions. It loads nothing from anywhere."""
-    time, rest = columns(comparison)
     failures = "".join(
         f"<li><b>{_text(row.label)}</b>: <pre>{_text(failure_text(row))}</pre></li>" for row in comparison.failures()
     )
@@ -201,7 +213,7 @@ def to_html(comparison: Comparison) -> str:
         title=_text(f"{comparison.model}, {len(comparison.measured)} engines"),
         model=_text(comparison.model),
         date=_text(comparison.date),
-        table=_html_table(comparison, [*time, *rest]),
+        table=_html_table(comparison, columns(comparison)),
         figure=figure_svg(plot_latency(comparison)) if comparison.measured else "",
         failures=f"<h2>Without a latency</h2><ul>{failures}</ul>" if failures else "",
         reading="".join(f"<li>{_text(line)}</li>" for line in explanations(comparison)),
@@ -255,11 +267,9 @@ def plot_latency(comparison: Comparison, ax: Axes | None = None) -> Figure:
         ax.set_yticks(range(len(comparison.rows)), [row.label for row in comparison.rows])
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
-        ax.margins(x=0.22)
+        ax.margins(x=0.25)
         ax.set_xlim(left=0)
-        ax.set_xlabel(
-            "latency of one inference in ms: bar = median, marks = p90 and p99 (where the samples support them)"
-        )
+        ax.set_xlabel("latency of one inference in ms (bar: median; marks: p90, p99)")
         ax.set_title(f"{comparison.model}: latency of engines that passed parity")
     return figure
 

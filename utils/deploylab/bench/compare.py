@@ -48,6 +48,7 @@ LARGEST_TOLERANCE = 0.5
 LEAST_ACCURACY = 0.99
 """MLPerf Inference asks reduced precision for 99 % of the float32 accuracy (``inference_rules.adoc``)."""
 CHUNK = 200
+_BASELINES = {"eager": 0, "onnxruntime": 1}
 MEMORY_CALLS = 20
 
 
@@ -63,7 +64,7 @@ class Effort:
 
 
 def compare(
-    model: str | Path | torch.nn.Module = "signnet",
+    model: str | Path | torch.nn.Module | Subject = "signnet",
     engines: Sequence[str] | None = None,
     threads: Sequence[int] = (1,),
     precision: Sequence[str] = ("fp32",),
@@ -85,8 +86,9 @@ def compare(
     """Compare engines on one model.
 
     ``model`` is a name from :func:`deploylab.models.names`, the path of an ONNX file (``shapes`` fixes symbolic axes),
-    or a torch module with an ``example`` input. ``engines=None`` takes all that are installed. ``image`` is a picture
-    that becomes the first and the timed input. ``samples`` calls a row are timed in ``rounds`` rounds, for at most
+    a torch module with an ``example`` input, or a prepared :class:`Subject`. ``engines=None`` takes all that are
+    installed. ``image`` is a picture that becomes the first and the timed input. ``samples`` calls a row are timed in
+    ``rounds`` rounds, for at most
     ``max_seconds`` a row; 662 are needed for a p99. No single request to a worker may last longer than ``timeout_s``.
     ``progress(done, total, what)`` hears of every step. ``launch(engine, threads)`` gives another command that starts
     a worker. With ``record`` the rows go to the ledger.
@@ -140,7 +142,7 @@ def _plan(
         raise InputError("give at least one precision, such as fp32")
     chosen, notes = [registry.get(name).name for name in dict.fromkeys(engines or ())], []
     if not chosen:
-        kind = "onnx" if _is_onnx(model) else "torch"
+        kind = model.kind if isinstance(model, Subject) else "onnx" if _is_onnx(model) else "torch"
         chosen = [name for name in registry.names() if kind in registry.get(name).accepts]
         left_out = [name for name in registry.names() if name not in chosen]
         if left_out:
@@ -153,6 +155,8 @@ def _plan(
 
 
 def _subject(model: Any, picture: Path | None, example: Any, shapes: Mapping[str, Sequence[int]] | None) -> Subject:
+    if isinstance(model, Subject):
+        return model
     if _is_onnx(model):
         return subject.from_onnx(Path(model), picture, shapes)
     if isinstance(model, str):
@@ -373,13 +377,15 @@ def _fastest_start(starts: Sequence[ColdStart]) -> ColdStart | None:
 
 
 def _set_ratios(rows: Sequence[Row]) -> dict[int, str]:
-    """Set every measured row's ratio to the first float32 row of its thread count, which is eager where it passed."""
+    """Set every measured row's ratio to the baseline of its thread count: eager, else onnxruntime, else the first."""
     baselines: dict[int, str] = {}
     for threads in dict.fromkeys(row.threads for row in rows):
         measured = [row for row in rows if row.threads == threads and row.latency]
+        if not measured:
+            continue
+        base = min(measured, key=lambda row: (row.precision != "fp32", _BASELINES.get(row.engine, len(_BASELINES))))
+        baselines[threads] = base.label
         for row in measured:
-            base = next((other for other in measured if other.precision == "fp32"), measured[0])
-            baselines[threads] = base.label
             quotients = [b / own for b, own in zip(base.round_p50, row.round_p50, strict=True)]
             row.ratio = Ratio(statistics.median(quotients), min(quotients), max(quotients))
     return baselines

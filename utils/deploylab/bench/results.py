@@ -128,7 +128,8 @@ class Comparison:
 
     @property
     def baseline_text(self) -> str:
-        names = list(dict.fromkeys(self.baselines.values()))
+        """The engine, or engines, that ratios refer to."""
+        names = dict.fromkeys(label.split(",")[0] for label in self.baselines.values())
         return " / ".join(names) if names else "none"
 
     def failures(self, *statuses: str) -> list[Row]:
