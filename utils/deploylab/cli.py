@@ -141,8 +141,10 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, sizes = text.partition("=")
+    name, equals, sizes = text.rpartition("=")
     try:
+        if not equals:
+            raise ValueError
         return name, tuple(int(word) for word in _words(sizes))
     except ValueError:
         raise InputError(f"--shape takes NAME=1,3,224,224; got {text!r}") from None

@@ -159,6 +159,8 @@ def _subject(model: Any, picture: Path | None, example: Any, shapes: Mapping[str
         return model
     if _is_onnx(model):
         return subject.from_onnx(Path(model), picture, shapes)
+    if shapes:
+        raise InputError("shapes are for the symbolic axes of an ONNX file; this model has none")
     if isinstance(model, str):
         if model not in models.names():
             raise InputError(
