@@ -1,0 +1,52 @@
+"""Figures of the labs are drawn from plain values, carry titles and units, and leave nothing open."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from deploylab import figures
+
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+TIMES = np.linspace(1.0, 3.0, 700)
+
+DRAWN = {
+    "pictures": lambda: figures.pictures([PICTURE] * 3, ["a", "b", "c"], "title", columns=2, right=[True, False, True]),
+    "picture_table": lambda: figures.picture_table({"row": [(PICTURE, "a", True)], "next": [(PICTURE, "b", False)]}),
+    "answer": lambda: figures.answer(PICTURE, ["a", "b"], np.array([0.2, 0.8]), "b"),
+    "lines": lambda: figures.lines({"a": TIMES, "b": iter([1.0])}, "title", "call", "ms", xscale="log"),
+    "distribution": lambda: figures.distribution(TIMES, "title"),
+    "dots": lambda: figures.dots({"a": [1.0, 2.0], "b": [3.0]}, "title", "ms"),
+    "bars": lambda: figures.bars({"a": 1.0, "b": 2.0}, "title", "ms", highlight=["b"]),
+    "percentile_bars": lambda: figures.percentile_bars({1: TIMES, 2: TIMES}, (50, 90), "title", "threads"),
+    "two_series": lambda: figures.two_series({"left": ([1, 2], [3, 4], 1.5, True)}, "ms"),
+    "roofline": lambda: figures.roofline(50, {"memory": 10}, {"1x1": np.array([[1.0, 5.0]])}, {"whole": (2.0, 4.0)}),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_is_drawn_and_closed(name):
+    before = plt.get_fignums()
+    with mpl.rc_context():
+        figure = DRAWN[name]()
+        assert isinstance(figure, Figure)
+        figure.canvas.draw()
+    assert plt.get_fignums() == before
+
+
+def test_the_style_does_not_leak():
+    before = dict(mpl.rcParams)
+    DRAWN["bars"]()
+    assert dict(mpl.rcParams) == before
+
+
+def test_the_roof_is_the_lower_of_the_two_limits():
+    figure = DRAWN["roofline"]()
+    x, y = figure.axes[0].lines[0].get_data()
+    assert np.allclose(y, np.minimum(50, 10 * np.asarray(x)))

@@ -1,0 +1,195 @@
+"""Figures of the labs: pictures, latencies, bars, the roofline. Each function returns a figure that a notebook shows.
+
+All use the style ``deploylab.figures`` (``figures.mplstyle`` beside this file). Comparisons of engines are drawn by
+:mod:`deploylab.report`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE = "deploylab.figures"
+RIGHT, WRONG = "C2", "C1"
+
+
+def pictures(
+    images: Sequence[np.ndarray], titles: Sequence[str], title: str = "", columns: int = 8, right: Sequence[bool] = ()
+) -> Figure:
+    """A grid of pictures, (H, W, 3) or (H, W), uint8 or floats in 0..1. ``right`` colours each title."""
+    rows = -(-len(images) // columns)
+    with _drawn(rows, columns, figsize=(7.6, (0.4 if title else 0) + rows * (7.6 / columns + 0.22))) as (figure, grid):
+        for axes, *picture in zip(grid.flat, images, titles, right or [None] * len(images), strict=False):
+            _show_picture(axes, *picture)
+        for axes in grid.flat:
+            axes.axis("off")
+        _head(figure, title)
+    return figure
+
+
+def picture_table(rows: Mapping[str, Sequence[tuple[np.ndarray, str, bool]]], title: str = "") -> Figure:
+    """One row of pictures for each key; each picture comes with its caption and whether that is right."""
+    columns = max(map(len, rows.values()))
+    with _drawn(len(rows), columns, figsize=(7.6, 0.4 + 1.5 * len(rows))) as (figure, grid):
+        for line, (name, cells) in zip(grid, rows.items(), strict=True):
+            for axes, cell in zip(line, cells, strict=False):
+                _show_picture(axes, *cell)
+                axes.set(xticks=[], yticks=[])
+            line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
+        _head(figure, title)
+    return figure
+
+
+def answer(picture: np.ndarray, names: Sequence[str], probabilities: np.ndarray, title: str = "") -> Figure:
+    """A picture beside the probability of each class."""
+    with _drawn(1, 2, figsize=(7.6, 3.4), width_ratios=(1, 1.4)) as (figure, grid):
+        left, right = grid.flat
+        left.imshow(picture)
+        left.axis("off")
+        right.barh(names, probabilities)
+        right.set(title=title, xlabel="probability", xlim=(0, 1))
+        right.grid(axis="y", visible=False)
+        right.invert_yaxis()
+    return figure
+
+
+def lines(series: Mapping[str, Iterable[float]], title: str, xlabel: str, ylabel: str, **axes_options: Any) -> Figure:
+    """Values over their number (1, 2, ...), one line for each key. ``axes_options``: ``xscale="log"`` and the like."""
+    with _drawn() as (figure, grid):
+        axes = grid.flat[0]
+        for name, values in series.items():
+            values = list(values)
+            axes.plot(range(1, len(values) + 1), values, marker="o", label=name)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **axes_options)
+        axes.legend()
+    return figure
+
+
+def distribution(samples: np.ndarray, title: str, percentiles: Sequence[float] = (50, 90, 99)) -> Figure:
+    """A histogram of latencies in milliseconds on a logarithmic axis, with their mean and percentiles."""
+    with _drawn() as (figure, grid):
+        axes = grid.flat[0]
+        axes.hist(samples, bins=np.geomspace(samples.min(), samples.max(), 80), color="C5")
+        for percentile, colour in zip(percentiles, ("C0", "C4", "C1"), strict=False):
+            value = np.percentile(samples, percentile)
+            axes.axvline(value, color=colour, label=f"P{percentile:g} {value:.2f} ms")
+        axes.axvline(samples.mean(), color="C6", linestyle="--", label=f"mean {samples.mean():.2f} ms")
+        axes.set(title=title, xlabel="latency (ms)", ylabel="calls", xscale="log")
+        axes.legend()
+    return figure
+
+
+def dots(groups: Mapping[str, Iterable[float]], title: str, xlabel: str) -> Figure:
+    """Every value as a dot, one line for each group, on a logarithmic axis."""
+    with _drawn(figsize=(7.6, 1.1 + 0.42 * len(groups))) as (figure, grid):
+        axes = grid.flat[0]
+        for place, values in enumerate(groups.values()):
+            axes.scatter(list(values), [place] * len(list(values)), alpha=0.6, color=f"C{place}")
+        axes.set(title=title, xlabel=xlabel, xscale="log", ylim=(len(groups) - 0.5, -0.5))
+        axes.set_yticks(range(len(groups)), groups)
+    return figure
+
+
+def bars(values: Mapping[str, float], title: str, unit: str, highlight: Sequence[str] = ()) -> Figure:
+    """Horizontal bars with their values; those named in ``highlight`` are dark."""
+    with _drawn(figsize=(7.6, 1.2 + 0.3 * len(values))) as (figure, grid):
+        axes = grid.flat[0]
+        colours = ["C0" if name in highlight or not highlight else "C5" for name in values]
+        drawn = axes.barh(list(values), list(values.values()), color=colours)
+        axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=9)
+        axes.set(title=title, xlabel=unit)
+        axes.grid(axis="y", visible=False)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+    return figure
+
+
+def percentile_bars(samples: Mapping[Any, np.ndarray], percentiles: Sequence[float], title: str, xlabel: str) -> Figure:
+    """For each key of ``samples`` (latencies in ms) one bar a percentile, on a logarithmic axis."""
+    with _drawn() as (figure, grid):
+        axes, places = grid.flat[0], np.arange(len(samples))
+        width = 0.8 / len(percentiles)
+        for index, percentile in enumerate(percentiles):
+            values = [np.percentile(times, percentile) for times in samples.values()]
+            shift = (index - (len(percentiles) - 1) / 2) * width
+            drawn = axes.bar(places + shift, values, width * 0.95, label=f"P{percentile:g}")
+            axes.bar_label(drawn, fmt="%.2f", padding=2, fontsize=9)
+        axes.set(title=title, xlabel=xlabel, ylabel="latency (ms)", yscale="log")
+        axes.set_xticks(places, [str(key) for key in samples])
+        axes.margins(y=0.15)
+        axes.legend()
+    return figure
+
+
+def two_series(panels: Mapping[str, tuple[Sequence[float], Sequence[float], float, bool]], ylabel: str) -> Figure:
+    """Panels side by side, each with a series A and B, the number at which something happened, and whether B comes
+    after A (else beside it)."""
+    with _drawn(1, len(panels), sharey=True) as (figure, grid):
+        for axes, (title, (a, b, event, after)) in zip(grid.flat, panels.items(), strict=True):
+            axes.plot(np.arange(len(a)) + 1, a, "o", label="A")
+            axes.plot(np.arange(len(b)) + 1 + (len(a) if after else 0), b, "o", label="B")
+            axes.axvline(event, color="C6", linestyle="--", label="a neighbour arrives")
+            axes.set(title=title, xlabel="number", yscale="log")
+        grid.flat[0].set(ylabel=ylabel)
+        grid.flat[0].legend()
+    return figure
+
+
+def roofline(
+    peak: float,
+    bandwidths: Mapping[str, float],
+    layers: Mapping[str, np.ndarray],
+    programs: Mapping[str, tuple[float, float]],
+    title: str = "The roofline of this machine",
+) -> Figure:
+    """The roof min(peak, intensity * bandwidth), and what layers and whole programs reach below it.
+
+    ``peak`` in GFLOP/s, ``bandwidths`` in GB/s, ``layers`` arrays (N, 2) of FLOP per byte and GFLOP/s, ``programs`` the
+    same for one point each. Williams, Waterman and Patterson, CACM 52(4), 2009.
+    """
+    with _drawn(figsize=(7.6, 4.4)) as (figure, grid):
+        axes = grid.flat[0]
+        points = np.vstack([*layers.values(), *([point] for point in programs.values())])
+        intensity = np.geomspace(
+            points[:, 0].min() / 2, max(points[:, 0].max(), peak / min(bandwidths.values())) * 3, 200
+        )
+        for (name, bandwidth), style in zip(bandwidths.items(), ("-", "--", ":"), strict=False):
+            axes.plot(intensity, np.minimum(peak, bandwidth * intensity), style, color="black", label=f"roof, {name}")
+        for name, found in layers.items():
+            axes.scatter(found[:, 0], found[:, 1], alpha=0.7, label=f"layer, {name}")
+        for (name, point), marker in zip(programs.items(), "s*^Dv", strict=False):
+            axes.scatter(*point, marker=marker, s=140, color="white", edgecolor="black", zorder=3, label=name)
+        axes.set(title=title, xscale="log", yscale="log")
+        axes.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="speed (GFLOP/s)")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _show_picture(axes: Axes, picture: np.ndarray, caption: str, right: bool | None = None) -> None:
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
+    axes.grid(False)
+    colour = "#333333" if right is None else RIGHT if right else WRONG
+    axes.set_title(caption, fontsize=7.5, loc="center", weight="normal", pad=3, color=colour)
+
+
+def _head(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=11)
+
+
+@contextlib.contextmanager
+def _drawn(rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure with its grid of axes in the course's style; closed afterwards, so that a notebook shows it once."""
+    import matplotlib.pyplot as plt
+
+    with plt.style.context(STYLE):
+        figure, grid = plt.subplots(rows, columns, squeeze=False, **options)
+        yield figure, grid
+        plt.close(figure)
