@@ -8,7 +8,8 @@ import json
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,17 @@ def _use_threads(threads: int) -> None:
     if torch.get_num_interop_threads() != 1 and threading.current_thread() is threading.main_thread():
         with contextlib.suppress(RuntimeError):  # only possible before the first parallel work; facts() tells
             torch.set_num_interop_threads(1)
+
+
+@contextlib.contextmanager
+def deprecation_expected() -> Iterator[None]:
+    """Silence torch's notice that TorchScript is deprecated.
+
+    The engine torchscript says so itself, ncnn's converter wants it, and TorchInductor uses it inside.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..*deprecated.*")
+        yield
 
 
 def save_module(module: torch.nn.Module, example: tuple[np.ndarray, ...], folder: Path) -> None:

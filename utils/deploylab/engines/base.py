@@ -66,7 +66,7 @@ class TensorSpec:
                 f"input {self.name!r}: expected dtype {self.dtype}, got {array.dtype}; "
                 f"convert it with x.astype(np.{self.dtype})"
             )
-        if not self._fits(array.shape):
+        if not self.fits_shape(array.shape):
             raise InputError(f"input {self.name!r}: expected shape {self.shape_text}, got {array.shape}")
         if not array.flags.c_contiguous:
             raise InputError(
@@ -78,9 +78,10 @@ class TensorSpec:
 
     def fits(self, array: np.ndarray) -> bool:
         """Whether an array has this shape and dtype."""
-        return array.dtype == self.dtype and self._fits(array.shape)
+        return array.dtype == self.dtype and self.fits_shape(array.shape)
 
-    def _fits(self, shape: tuple[int, ...]) -> bool:
+    def fits_shape(self, shape: tuple[int, ...]) -> bool:
+        """Whether a shape agrees with this one in rank and in every fixed size."""
         return len(shape) == len(self.shape) and all(
             want is None or want == got for want, got in zip(self.shape, shape, strict=True)
         )
@@ -372,7 +373,7 @@ class Engine(ABC):
             inputs, outputs = self._convert(source, example, folder, precision, **options)
             seconds = time.perf_counter() - start
             files = tuple(sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()))
-            if not files or not all((folder / name).stat().st_size for name in files):
+            if not _size(folder, files):
                 raise ConversionError(f"{self.name}: the converter reported success but wrote no usable file")
             Artifact(
                 folder,

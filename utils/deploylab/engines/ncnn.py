@@ -54,7 +54,7 @@ class Ncnn(Engine):
         said = _pnnx(model, example, work, half_weights=precision == "fp16")
         for suffix in ("param", "bin"):
             made = work / f"model.ncnn.{suffix}"
-            if not made.is_file() or not made.stat().st_size:
+            if not made.is_file() or (suffix == "param" and not made.stat().st_size):  # without weights, bin is empty
                 raise ConversionError(f"pnnx ended well but wrote no {made.name}. It said last:\n{_tool.tail(said)}")
             made.rename(folder / made.name)
         _require_known_layers(folder / "model.ncnn.param")
@@ -76,10 +76,8 @@ class Ncnn(Engine):
 def _traced(module: Any, example: tuple[np.ndarray, ...], folder: Path) -> Path:
     import torch
 
-    from deploylab.engines.torchscript import deprecation_expected
-
     path = folder / "traced.pt"
-    with deprecation_expected(), torch.no_grad():
+    with _torch.deprecation_expected(), torch.no_grad():
         torch.jit.trace(module, tuple(torch.from_numpy(array.copy()) for array in example)).save(str(path))
     return path
 
@@ -165,8 +163,14 @@ class _NcnnSession(Session):
         code, mat = extractor.extract(name)
         if code != 0:
             raise EngineError(f"ncnn failed to compute {name} (code {code})")
-        dtype = np.dtype(self.outputs[position].dtype)
+        spec = self.outputs[position]
+        dtype = np.dtype(spec.dtype)
         values = np.array(mat.numpy("i" if dtype.kind in "iub" else "", **axis))
+        if not spec.fits_shape(values.shape):
+            raise EngineError(
+                f"ncnn computed {spec.name!r} of shape {values.shape}, the model says {spec.shape_text}: "
+                "pnnx misread an axis of this model, so ncnn cannot run it"
+            )
         return values if values.dtype == dtype else values.astype(dtype)
 
     def _facts(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class _OpenVinoSession(Session):
     def _run(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         with self._lock:
             for position, array in enumerate(arrays):
-                self._request.set_input_tensor(position, self._tensor(array, shared_memory=True))
+                self._request.set_input_tensor(position, self._tensor(array, shared_memory=array.flags.writeable))
             self._request.infer()
             return [self._request.get_output_tensor(position).data.copy() for position in self._outputs]
 

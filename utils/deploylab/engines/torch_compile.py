@@ -1,7 +1,7 @@
 """``torch.compile``: the module, compiled to C++ by TorchInductor when it is loaded.
 
 The artifact is the module itself; there is nothing to ship. Compiling belongs to loading, so the cold start contains
-it, in full the first time and from the cache inside the artifact's folder afterwards.
+it: in full the first time, afterwards from the cache in ``$TORCHINDUCTOR_CACHE_DIR`` or else in the artifact's folder.
 """
 
 from __future__ import annotations
@@ -64,15 +64,17 @@ class _TorchCompileSession(_torch.TorchSession):
         import torch
         import torch._dynamo
 
-        self._cache = _cache_folder(artifact)
-        self._was_cached = any(self._cache.glob("*"))
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._cache)  # else it writes to /tmp/torchinductor_<user>
+        # Without it TorchInductor writes to /tmp/torchinductor_<user>.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_folder(artifact)))
         # Sessions of one class share a limit of compiled variants, beyond which torch silently runs eager.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
         # One compile thread: more would be a pool of processes that outlives the session.
-        super().__init__(artifact, threads, torch.compile(module, options={"compile_threads": 1}))
+        with _torch.deprecation_expected():
+            super().__init__(artifact, threads, torch.compile(module, options={"compile_threads": 1}))
+            hits = _cache_hits()
+            self._run([np.zeros([size or 1 for size in spec.shape], spec.dtype) for spec in self.inputs])
+        self._cached = _cache_hits() > hits
         self._runs = runs
-        self._run([np.zeros([size or 1 for size in spec.shape], spec.dtype) for spec in self.inputs])
 
     def _facts(self) -> dict[str, Any]:
         from torch._dynamo.utils import counters
@@ -81,9 +83,15 @@ class _TorchCompileSession(_torch.TorchSession):
             **super()._facts(),
             "runs": f"{self._runs}, compiled by TorchInductor",
             "compiler": compiler(),
-            "compiled": "from the cache" if self._was_cached else "at load",
+            "compiled": "from the cache" if self._cached else "at load",
             "graph_breaks": sum(counters["graph_break"].values()),
         }
+
+
+def _cache_hits() -> int:
+    from torch._dynamo.utils import counters
+
+    return counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
 
 
 def _cache_folder(artifact: Artifact) -> Path:

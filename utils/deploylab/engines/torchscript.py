@@ -5,9 +5,6 @@ PyTorch calls it deprecated in favour of ``torch.export``; it is here because de
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ class TorchScript(Engine):
         import torch
 
         found = _torch.specs(source, example)
-        with deprecation_expected(), torch.no_grad():
+        with _torch.deprecation_expected(), torch.no_grad():
             traced = torch.jit.trace(source, tuple(torch.from_numpy(array.copy()) for array in example))
             torch.jit.freeze(traced).save(str(folder / "model.pt"))
         return found
@@ -38,7 +35,7 @@ class TorchScript(Engine):
     def _load(self, artifact: Artifact, threads: int) -> Session:
         import torch
 
-        with deprecation_expected():
+        with _torch.deprecation_expected():
             frozen = torch.jit.load(str(artifact.file(".pt")), map_location="cpu")
             return _TorchScriptSession(artifact, threads, torch.jit.optimize_for_inference(frozen))
 
@@ -52,11 +49,3 @@ class _TorchScriptSession(_torch.TorchSession):
             "nodes": len(kinds),
             "mkldnn_nodes": sum("mkldnn" in kind for kind in kinds),
         }
-
-
-@contextmanager
-def deprecation_expected() -> Iterator[None]:
-    """Silence the notice that TorchScript is deprecated: this engine says so itself. Other warnings stay."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..*deprecated.*")
-        yield
