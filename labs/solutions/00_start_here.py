@@ -33,7 +33,9 @@ def diagnose(truth, answers):
 
 
 def require_eval(model):
-    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    training = [
+        name or "the model" for name, module in model.named_modules() if module.training
+    ]
     if training:
         raise ValueError(f"in training mode: {', '.join(training)}; call model.eval() first")
     return model

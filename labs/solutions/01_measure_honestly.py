@@ -8,7 +8,7 @@ import statistics
 
 
 def at_most_beyond(k, n, percentile):
-    """Probability that at most k of n samples lie beyond the percentile (given in the notebook)."""
+    """Probability that at most k of n samples lie beyond the percentile (as in the lab)."""
     p = 1 - percentile / 100
     return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
 
