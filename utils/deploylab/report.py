@@ -135,11 +135,8 @@ def explanations(comparison: Comparison) -> list[str]:
             "median of the rounds (lowest to highest)"
         )
         lines.append("cold start: process, import, load and first inference; memory: peak of a process of its own")
-    withheld = {row.latency.n for row in comparison.measured if row.latency.p99 is None}
-    if withheld:
-        lines.append(
-            f"- instead of a percentile: too few samples (p90 needs {samples_needed(90)}, p99 {samples_needed(99)})"
-        )
+    if any(row.latency.p99 is None for row in comparison.measured):
+        lines.append(f"no p90 or p99: too few samples (p90 needs {samples_needed(90)}, p99 {samples_needed(99)})")
     features = ", ".join(machine.get("features", [])) or "unknown"
     cores = machine.get("usable_cores")
     lines.append(f"machine: {machine.get('board') or machine.get('cpu')}, {cores} usable core(s), {features}")
@@ -265,7 +262,7 @@ def plot_latency(comparison: Comparison, ax: Axes | None = None) -> Figure:
             farthest = max([row.latency.p50, *tails])
             ax.text(farthest, place, f"  {number(row.latency.p50)} ms{ratio}", va="center", fontsize=9)
         ax.set_yticks(range(len(comparison.rows)), [row.label for row in comparison.rows])
-        ax.invert_yaxis()
+        ax.set_ylim(len(comparison.rows) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.margins(x=0.25)
         ax.set_xlim(left=0)
@@ -287,7 +284,7 @@ def plot_cold_start(comparison: Comparison, ax: Axes | None = None) -> Figure:
             ax.barh(range(len(rows)), values, left=left, height=0.62, label=part)
             left = [a + b for a, b in zip(left, values, strict=True)]
         ax.set_yticks(range(len(rows)), [row.label for row in rows])
-        ax.invert_yaxis()
+        ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("seconds from nothing to the first answer")
         ax.set_title(f"{comparison.model}: cold start")
@@ -342,7 +339,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>DeployLab: {title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 88rem; margin: 2rem auto; padding: 0 1rem }}
 h1 {{ font-size: 1.5rem; margin-bottom: 0 }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
 .date {{ color: #666; margin-top: 0 }}
 .scroll {{ overflow-x: auto }}
