@@ -1,4 +1,4 @@
-"""RoadSigns: the task of the course. Fifteen Vienna-convention signs and ``none``, drawn and photographed by a program."""
+"""RoadSigns, the task of the course: fifteen road signs and ``none``, drawn and photographed by a program."""
 
 from __future__ import annotations
 

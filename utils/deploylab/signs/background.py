@@ -1,4 +1,4 @@
-"""Procedural surroundings: sky, foliage, facades, roads and clutter, as float32 RGB arrays (height, width, 3) in [0, 1]."""
+"""Procedural surroundings: sky, foliage, facades, roads, clutter; float32 RGB arrays (height, width, 3) in [0, 1]."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scene(rng: Random, height: int, width: int) -> Array:
 
 
 def noise(rng: Random, height: int, width: int, cells: float, octaves: int = 1) -> Array:
-    """Smooth value noise in about [0, 1], float32 (height, width); ``cells`` across the image, doubled in each octave."""
+    """Value noise in about [0, 1], float32 (height, width); ``cells`` across the image, doubled in each octave."""
     total = np.zeros((height, width), np.float32)
     strength, sum_of_strengths = 1.0, 0.0
     for octave in range(octaves):
@@ -212,8 +212,10 @@ def _clutter(rng: Random, image: Array, count: int) -> Array:
         colour = _bytes(rng.random(3) * rng.uniform(0.4, 1.0) if chance(rng, 0.5) else np.full(3, rng.random()))
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         across, down = rng.uniform(0.03, 0.6, 2) * (width, height)
-        kind = rng.integers(4)
-        if kind == 0:
+        kind = rng.integers(5)
+        if kind == 4:
+            _vehicle(draw, rng, x, y, max(across, 0.2 * width), colour)
+        elif kind == 0:
             draw.rectangle([x, y, x + across, y + down], colour)
         elif kind == 1:
             draw.ellipse([x, y, x + across, y + down], colour)
@@ -224,6 +226,29 @@ def _clutter(rng: Random, image: Array, count: int) -> Array:
             corners = rng.normal(0, 0.25, (4, 2)) * (width, height) + (x, y)
             draw.polygon([tuple(corner) for corner in corners.tolist()], colour)
     return _array(canvas)
+
+
+def _vehicle(
+    draw: ImageDraw.ImageDraw, rng: Random, x: float, y: float, length: float, colour: tuple[int, int, int]
+) -> None:
+    """A car from the front or from behind: body, window, lamps, wheels."""
+    tall = length * rng.uniform(0.5, 0.9)
+    glass, dark = int(rng.uniform(10, 120)), int(rng.uniform(0, 50))
+    lamp = (255, 240, 200) if chance(rng, 0.5) else (int(rng.uniform(120, 255)), 20, 20)
+    for side in (0.08, 0.77):
+        draw.rectangle([x + side * length, y + 0.7 * tall, x + (side + 0.15) * length, y + tall], (dark,) * 3)
+    draw.rounded_rectangle([x, y + 0.4 * tall, x + length, y + 0.88 * tall], 0.06 * length, colour)
+    roof = [
+        (x + 0.2 * length, y),
+        (x + 0.8 * length, y),
+        (x + 0.95 * length, y + 0.45 * tall),
+        (x + 0.05 * length, y + 0.45 * tall),
+    ]
+    draw.polygon(roof, colour)
+    window = [(x + 0.25 * length, y + 0.06 * tall), (x + 0.75 * length, y + 0.06 * tall)]
+    draw.polygon([*window, (x + 0.87 * length, y + 0.4 * tall), (x + 0.13 * length, y + 0.4 * tall)], (glass,) * 3)
+    for side in (0.05, 0.79):
+        draw.ellipse([x + side * length, y + 0.5 * tall, x + (side + 0.16) * length, y + 0.64 * tall], lamp)
 
 
 def _bytes(colour: Array) -> tuple[int, int, int]:

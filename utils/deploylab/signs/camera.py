@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from deploylab.signs.background import noise
 from deploylab.signs.faces import Random, chance
@@ -28,7 +28,7 @@ def veil(image: np.ndarray, rng: Random) -> np.ndarray:
     """Haze or stray light: a coloured veil that may grow to one side."""
     height, width = image.shape[:2]
     colour = np.clip(rng.uniform(0.4, 1.0) + rng.normal(0, 0.12, 3), 0, 1).astype(np.float32)
-    strength = np.float32(rng.uniform(0.05, 0.5)) * noise(rng, height, width, 2)
+    strength = np.float32(rng.uniform(0.05, 0.45)) * noise(rng, height, width, 2)
     return image + (colour - image) * strength[..., None]
 
 
@@ -36,13 +36,27 @@ def expose(image: np.ndarray, rng: Random, harshness: float) -> np.ndarray:
     """Exposure, contrast, colour temperature, saturation and tone curve of an automatic camera."""
     metered = (0.45 / max(float(image.mean()), 0.02)) ** rng.uniform(0.2, 0.8)
     gain = metered * np.exp(rng.normal(0.0, 0.25 * harshness))
-    temperature = np.exp(rng.normal(0, 0.07 * harshness, 3))
+    cast = 0.2 if chance(rng, 0.06) else 0.07
+    temperature = np.exp(rng.normal(0, cast * harshness, 3))
     image = image * (gain * temperature).astype(np.float32)
     image = np.clip(image, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.25 * harshness)))
     grey = image.mean(axis=2, keepdims=True)
     image = grey + (image - grey) * np.float32(np.clip(rng.normal(1.0, 0.25 * harshness), 0.35, 1.7))
     contrast = np.float32(np.clip(rng.normal(1.0, 0.15 * harshness), 0.55, 1.5))
     return np.clip((image - 0.5) * contrast + 0.5 + rng.normal(0, 0.04 * harshness), 0, 1).astype(np.float32)
+
+
+def watermark(image: np.ndarray, rng: Random) -> np.ndarray:
+    """The pale mark of a picture agency: a bar with strokes across the picture."""
+    height, width = image.shape[:2]
+    mark = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(mark)
+    top, tall = rng.uniform(0.3, 0.7) * height, rng.uniform(0.06, 0.2) * height
+    draw.rectangle([0.2 * width, top, width, top + tall], int(rng.uniform(20, 90)))
+    for x in np.arange(0.25, 0.9, rng.uniform(0.04, 0.09)) * width:
+        draw.rectangle([x, top + tall * 0.2, x + width * 0.02, top + tall * 0.8], int(rng.uniform(80, 200)))
+    share = np.asarray(mark, np.float32)[..., None] / 255
+    return image + (np.float32(rng.uniform(0.4, 1.0)) - image) * share
 
 
 def shake(image: np.ndarray, rng: Random, length: float) -> np.ndarray:

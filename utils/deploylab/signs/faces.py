@@ -1,8 +1,8 @@
 """The fifteen sign faces, each drawn with the variety of the countries that use it.
 
 Proportions follow the pattern sheets of the Vienna Convention on Road Signs and Signals (1968) loosely and on purpose:
-ring width, lettering, arrow shape and ground colour differ from country to country, and a network that has to read photographs from
-anywhere must see all of that.
+ring width, lettering, arrow shape and ground colour differ from country to country, and a network that has to read
+photographs from anywhere must see all of that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from deploylab.signs.glyphs import Style, draw_text, text_width
+from deploylab.signs.glyphs import FLAT_THREE, Style, draw_text, text_width
 from deploylab.signs.shapes import (
     Colour,
     Pen,
@@ -56,7 +56,7 @@ def chance(rng: Random, probability: float) -> bool:
 
 
 def draw_face(label: str, rng: Random, size: int) -> Image.Image:
-    """A sign of class ``label`` (not "none"), seen straight on: RGBA, ``size`` x ``size``, transparent outside the plate."""
+    """A sign of class ``label`` (not "none") seen straight on: RGBA, ``size`` x ``size``, clear outside the plate."""
     pen = Pen(size)
     PAINTERS[label](pen, rng)
     return pen.image()
@@ -98,7 +98,7 @@ def number_sign(pen: Pen, rng: Random, number: str) -> None:
         return
     free = red_ring(pen, rng)
     style = lettering(rng)
-    text = number.replace("3", "Ʒ") if chance(rng, 0.06) else number
+    text = number.replace("3", FLAT_THREE) if chance(rng, 0.06) else number
     height = min(free * rng.uniform(0.8, 1.25), free * rng.uniform(1.45, 1.75) * 1.0 / text_width(text, 1.0, style))
     height = max(height, 0.45)
     colour = paint(rng, "black" if chance(rng, 0.9) else "navy")
@@ -150,8 +150,8 @@ def _no_entry(pen: Pen, rng: Random) -> None:
 # --- triangles -------------------------------------------------------------------------------------------------------
 
 
-def triangle(pen: Pen, rng: Random, first_angle: float, yellow: float) -> float:
-    """A red-edged triangle, centred on its bounding box; returns how far its incentre lies below the middle."""
+def triangle(pen: Pen, rng: Random, first_angle: float, yellow: float, border: str = "red") -> float:
+    """A triangle with a broad border; returns how far its incentre lies below the middle of the plate."""
     down = first_angle > 0
     shift = -0.25 if down else 0.25
     corner = rng.uniform(0.05, 0.4)
@@ -166,7 +166,7 @@ def triangle(pen: Pen, rng: Random, first_angle: float, yellow: float) -> float:
     width = rng.uniform(0.10, 0.22)
     if edge:
         fill(0.0, paint(rng, rng.choice(["white", "white", "black", "yellow"])), corner + 0.05)
-    fill(edge, paint(rng, "red"), corner)
+    fill(edge, paint(rng, border), corner)
     fill(edge + width, ground(rng, yellow), max(corner - width * rng.uniform(0.5, 2.0), 0.02))
     return shift
 
@@ -184,7 +184,10 @@ def _yield(pen: Pen, rng: Random) -> None:
 
 
 def _general_caution(pen: Pen, rng: Random) -> None:
-    shift = triangle(pen, rng, -90, yellow=0.2)
+    if chance(rng, 0.04):
+        shift = triangle(pen, rng, -90, yellow=1.0, border="black")
+    else:
+        shift = triangle(pen, rng, -90, yellow=0.2)
     colour = paint(rng, "black")
     bottom = shift + rng.uniform(0.30, 0.42)
     height = rng.uniform(0.65, 1.0)
@@ -212,7 +215,10 @@ def _stop(pen: Pen, rng: Random) -> None:
         pen.polygon(regular_polygon(8, 1.08, 22.5), red)
     pen.polygon(regular_polygon(8, 1.05, 22.5), paint(rng, "white"))
     pen.polygon(regular_polygon(8, 1.05 - edge, 22.5), red)
-    word = "STOP" if chance(rng, 0.9) else str(rng.choice(["ALTO", "PARE", "ARRET", "DUR", "STOP 4"]))
+    if chance(rng, 0.03):
+        _foreign_script(pen, rng, paint(rng, "white"))
+        return
+    word = "STOP" if chance(rng, 0.9) else str(rng.choice(["ALTO", "PARE", "ARRET", "DUR", "BERHENTI"]))
     style = Style(
         aspect=rng.uniform(0.38, 0.62),
         weight=rng.uniform(0.12, 0.22),
@@ -221,6 +227,14 @@ def _stop(pen: Pen, rng: Random) -> None:
     )
     height = min(rng.uniform(0.5, 0.85), rng.uniform(1.45, 1.72) / text_width(word, 1.0, style))
     draw_text(pen, word, (0, rng.normal(0, 0.02)), height, style, ground(rng, 0.02))
+
+
+def _foreign_script(pen: Pen, rng: Random, colour: Colour) -> None:
+    """Something written in another script: a tangle of strokes."""
+    width = rng.uniform(0.07, 0.13)
+    for _ in range(rng.integers(4, 9)):
+        points = rng.uniform(-0.45, 0.45, (int(rng.integers(2, 4)), 2)) * (1.2, 0.9)
+        pen.stroke([(float(x), float(y)) for x, y in points], width, colour)
 
 
 def _priority_road(pen: Pen, rng: Random) -> None:

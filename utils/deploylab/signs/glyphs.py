@@ -1,7 +1,7 @@
 """Digits and capital letters of road signs as stroke paths, so that no font file is needed.
 
-Each glyph is a list of polylines in a box from (0, 0), top left, to (1, 1), bottom right. The skeletons follow the narrow
-geometric style of DIN 1451; width, stroke and squareness are the drawer's, which covers other national alphabets.
+Each glyph is a list of polylines in a box from (0, 0), top left, to (1, 1), bottom right. The skeletons follow the
+geometric style of DIN 1451; width, stroke and squareness are the caller's, which covers other national alphabets.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from deploylab.signs.shapes import Colour, Pen, Point, arc
 
 Path = list[Point]
 
+FLAT_THREE = "f"
+"""Letters a 3 with a flat top."""
+
 
 @dataclass(frozen=True)
 class Style:
-    """How to letter: ``aspect`` glyph width by height, ``weight`` stroke by height, ``gap`` between glyphs by height."""
+    """How to letter: width of a glyph, of its stroke and of the gap to the next, each as a share of its height."""
 
     aspect: float = 0.56
     weight: float = 0.15
@@ -133,7 +136,7 @@ _GLYPHS: dict[str, Callable[[float], list[Path]]] = {
     "1": _lines([(0.1, 0.28), (0.7, 0.0), (0.7, 1.0)]),
     "2": _two,
     "3": _three,
-    "Ʒ": _flat_three,
+    FLAT_THREE: _flat_three,
     "4": _lines([(0.72, 1.0), (0.72, 0.0), (0.0, 0.72), (1.0, 0.72)]),
     "5": _five,
     "6": _six,

@@ -42,7 +42,7 @@ def pool_folder() -> Path:
 
 
 def render_pool(count: int, workers: int, progress: Callable[[int], None] = lambda done: None) -> Iterator[Path]:
-    """Render what is missing of ``count`` images and yield the chunk files in order; a killed run goes on where it was."""
+    """Render what is missing of ``count`` images; yield the chunk files in order. A killed run goes on where it was."""
     folder = pool_folder()
     chunks = [(folder, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:

@@ -1,7 +1,7 @@
 """Photographs of signs that never existed: draw a face, let it weather, put it into a scene, take the picture.
 
-Everything follows from (label, seed): the same picture in every process and on every machine, up to the rounding of Pillow's
-image codecs.
+Everything follows from (label, seed): the same picture in every process and on every machine, up to the rounding of
+Pillow's image codecs.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ from deploylab.signs.placement import Pose, Quad, plate_quad, scale_quad, shift_
 from deploylab.signs.wear import weather
 
 _SIGNS = tuple(PAINTERS)
+_RESAMPLINGS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
 
 
 def render(label: str, seed: int, size: int = 64) -> np.ndarray:
     """A camera crop of class ``label`` as the network sees it: uint8 RGB (size, size, 3).
 
-    Crops are as in reality: from 14 to 160 pixels wide before they were scaled, tight or loose, sharp or not.
+    Crops are as in reality: from 15 to 150 pixels wide before they were scaled, tight or loose, sharp or not.
     """
     if size < 8:
         raise InputError(f"render size {size}: at least 8 pixels are needed")
     rng = random_for(label, seed)
-    harshness = rng.uniform(0.2, 1.1)
-    sensor = int(np.exp(rng.uniform(np.log(15), np.log(150))) * max(size, 64) / 64)
+    harshness = rng.uniform(0.1, 1.0)
+    sensor = np.exp(rng.uniform(np.log(15), np.log(150))) * max(size, 64) / 64
     canvas = int(np.clip(sensor, 0.7 * size, 1.6 * size))
-    image = _compose(label, rng, canvas, canvas, harshness)
-    picture = _take(image, rng, (sensor, sensor), harshness)
+    image, share = _compose(label, rng, canvas, canvas, harshness, stretched=True)
+    sensor = int(max(sensor, 16 / share))
+    picture = _take(image, rng, (sensor, sensor), harshness, share)
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def photograph(label: str, seed: int, width: int = 640, height: int = 480) -> np.ndarray:
     """A camera frame with the sign held up large: uint8 RGB (height, width, 3), in ordinary conditions."""
     rng = random_for(label, seed)
-    image = _compose(label, rng, height, width, harshness=0.45)
-    return np.asarray(_take(image, rng, (width, height), harshness=0.45))
+    harshness = 0.25
+    image, share = _compose(label, rng, height, width, harshness, stretched=False)
+    return np.asarray(_take(image, rng, (width, height), harshness, 0.5 * share))
 
 
 def random_for(label: str, seed: int) -> Random:
@@ -55,21 +58,23 @@ def random_for(label: str, seed: int) -> Random:
 # --- the street ------------------------------------------------------------------------------------------------------
 
 
-def _compose(label: str, rng: Random, height: int, width: int, harshness: float) -> np.ndarray:
-    """The scene in front of the lens, float32 (height, width, 3)."""
-    image = scene(rng, height, width)
-    image = _out_of_focus(image, rng)
-    if label != "none":
-        face = draw_face(label, rng, _face_size(height, width))
-        return _mount(image, face, rng, _framing(rng, height, width), harshness)
+def _compose(
+    label: str, rng: Random, height: int, width: int, harshness: float, stretched: bool
+) -> tuple[np.ndarray, float]:
+    """The scene in front of the lens, float32 (height, width, 3), and which share of the frame the sign spans."""
+    image = _out_of_focus(scene(rng, height, width), rng)
+    size = _face_size(height, width)
     kind = rng.random()
-    if kind < 0.45:
-        return image
-    if kind < 0.87:
-        face = draw_other_face(rng, _face_size(height, width))
-        return _mount(image, face, rng, _framing(rng, height, width), harshness)
-    face = draw_face(str(rng.choice(_SIGNS)), rng, _face_size(height, width))
-    return _mount(image, face, rng, _cut_off(rng, height, width), harshness)
+    if label != "none":
+        face, quad = draw_face(label, rng, size), _framing(rng, height, width, stretched)
+    elif kind < 0.45:
+        return image, 1.0
+    elif kind < 0.87:
+        face, quad = draw_other_face(rng, size), _framing(rng, height, width, stretched)
+    else:
+        face, quad = draw_face(str(rng.choice(_SIGNS)), rng, size), _cut_off(rng, height, width)
+    share = float(min(np.ptp(quad[:, 0]) / width, np.ptp(quad[:, 1]) / height, 1.0))
+    return _mount(image, face, rng, quad, harshness), share
 
 
 def _face_size(height: int, width: int) -> int:
@@ -90,16 +95,16 @@ def _pose(rng: Random) -> Pose:
     return Pose(float(np.clip(yaw, -60, 60)), float(rng.normal(0, 8)), float(roll), rng.uniform(4, 15))
 
 
-def _framing(rng: Random, height: int, width: int) -> Quad:
-    """The sign inside the crop: tight and stretched to the frame, or looser and off the centre."""
+def _framing(rng: Random, height: int, width: int, stretched: bool) -> Quad:
+    """The sign inside the picture: tight and stretched to the frame, as crops are, or looser and off the centre."""
     pose = _pose(rng)
-    if chance(rng, 0.5):
+    if stretched and chance(rng, 0.5):
         half_width = width / 2 * rng.uniform(0.78, 1.02)
         half_height = height / 2 * rng.uniform(0.78, 1.02)
         slack = 0.04
     else:
-        half_height = min(height, width) / 2 * rng.uniform(0.48, 1.0)
-        half_width = half_height * np.cos(np.radians(pose.yaw)) * rng.uniform(0.85, 1.15)
+        half_height = min(height, width) / 2 * rng.uniform(0.48 if stretched else 0.66, 1.0)
+        half_width = half_height * np.cos(np.radians(pose.yaw)) * (_squeeze(rng) if stretched else 1.0)
         slack = 0.08
     free_x = max(width / 2 - half_width, 0) * 0.7 + slack * half_width
     free_y = max(height / 2 - half_height, 0) * 0.7 + slack * half_height
@@ -107,12 +112,17 @@ def _framing(rng: Random, height: int, width: int) -> Quad:
     return plate_quad(pose, centre, half_width, half_height)
 
 
+def _squeeze(rng: Random) -> float:
+    """Width by height of a round sign after a 4:3 or 16:9 frame, or an uneven crop, was resized to a square."""
+    return rng.uniform(0.55, 0.85) if chance(rng, 0.25) else rng.uniform(0.85, 1.18)
+
+
 def _cut_off(rng: Random, height: int, width: int) -> Quad:
     """A sign of which only a part is in the picture."""
     half = min(height, width) / 2 * rng.uniform(0.4, 1.6)
     angle = rng.uniform(0, 2 * np.pi)
     away = np.array([np.cos(angle), np.sin(angle)])
-    away = away / np.abs(away).max() * (np.array([width, height]) / 2 + half * rng.uniform(-0.1, 0.5))
+    away = away / np.abs(away).max() * (np.array([width, height]) / 2 + half * rng.uniform(0.15, 0.6))
     return plate_quad(_pose(rng), (width / 2 + away[0], height / 2 + away[1]), half, half)
 
 
@@ -185,29 +195,33 @@ def _occlude(image: np.ndarray, rng: Random, quad: Quad) -> np.ndarray:
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
     along = (np.cos(angle) * (xs - middle[0]) + np.sin(angle) * (ys - middle[1])) / reach
     ragged = rng.uniform(0, 1.0) * (noise(rng, height, width, rng.uniform(3, 14), 2) - 0.5)
-    mask = np.clip((along + ragged - rng.uniform(0.4, 0.9)) * rng.uniform(8, 40), 0, 1).astype(np.float32)
+    mask = np.clip((along + ragged - rng.uniform(0.45, 0.95)) * rng.uniform(8, 40), 0, 1).astype(np.float32)
     return image + (scene(rng, height, width) - image) * mask[..., None]
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------
 
 
-def _take(image: np.ndarray, rng: Random, sensor: tuple[int, int], harshness: float) -> Image.Image:
-    """Light, lens, sensor and file of one shot; the result has ``sensor`` (width, height) pixels."""
+def _take(image: np.ndarray, rng: Random, sensor: tuple[int, int], harshness: float, share: float) -> Image.Image:
+    """Light, lens, sensor and file of one shot; the result has ``sensor`` (width, height) pixels.
+
+    ``share`` of the frame is what the sign spans; blur is measured by it, so that small signs stay readable.
+    """
     if chance(rng, 0.18 * harshness):
         image = camera.cast_shadow(image, rng)
     if chance(rng, 0.2 * harshness):
         image = camera.veil(image, rng)
     image = camera.expose(image, rng, harshness)
-    scale = image.shape[1] / 64
+    if chance(rng, 0.03 * harshness):
+        image = camera.watermark(image, rng)
+    scale = share * image.shape[1] / 64
     if chance(rng, 0.15 * harshness):
         image = camera.shake(image, rng, rng.uniform(2, 5) * scale)
     picture = camera.to_picture(image)
     if chance(rng, 0.45 * harshness):
-        picture = camera.blur(picture, rng.uniform(0.3, 1.3) * scale)
+        picture = camera.blur(picture, rng.uniform(0.3, 1.6) * scale)
     if picture.size != sensor:
-        resampling = Image.Resampling.BILINEAR if chance(rng, 0.7) else Image.Resampling.BICUBIC
-        picture = picture.resize(sensor, resampling)
+        picture = picture.resize(sensor, _RESAMPLINGS[rng.choice(3, p=[0.65, 0.25, 0.1])])
     if chance(rng, 0.2 * harshness):
         picture = camera.sharpen(picture, rng)
     if chance(rng, 0.6):

@@ -6,6 +6,8 @@ the order of the images, the augmentation and the dropout of each step follow fr
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import signal
@@ -14,19 +16,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional
 
 from deploylab import paths
-from deploylab.errors import ModelError
-from deploylab.models.signnet import SignNet
+from deploylab.errors import DeployLabError, ModelError
+from deploylab.machine import usable_cores
+from deploylab.models.signnet import SignNet, count_parameters
+from deploylab.signs import dataset
+from deploylab.signs.evaluate import evaluate, predict
 from deploylab.signs.pool import load_pool, render_pool
 
 
@@ -34,8 +39,8 @@ from deploylab.signs.pool import load_pool, render_pool
 class Recipe:
     """Everything that decides the weights."""
 
-    images: int = 100_000
-    epochs: int = 10
+    images: int = 60_000
+    epochs: int = 7
     batch: int = 128
     learning_rate: float = 4e-3
     weight_decay: float = 0.02
@@ -66,6 +71,7 @@ class Trainer:
             _decay_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.99)
         )
         self.step = 0
+        self.seconds = 0.0
 
     def train_step(self, images: Tensor, labels: Tensor) -> float:
         """One update from uint8 images (B, 64, 64, 3) and int64 labels (B,); returns the loss."""
@@ -98,6 +104,7 @@ class Trainer:
         state = {
             "recipe": asdict(self.recipe),
             "step": self.step,
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -120,7 +127,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.seconds = state["step"], state["seconds"]
 
 
 def _decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -185,7 +192,7 @@ def fit(trainer: Trainer, images: np.ndarray, labels: np.ndarray, state: Path | 
     recipe = trainer.recipe
     task = progress.add_task("training", total=recipe.steps, completed=trainer.step)
     shuffled_for, order = -1, np.empty(0)
-    loss_mean, last_save = 0.0, time.monotonic()
+    loss_mean, last_save, began = 0.0, time.monotonic(), time.monotonic() - trainer.seconds
     with stop_on_interrupt() as asked:
         while trainer.step < recipe.steps and not asked:
             epoch, position = divmod(trainer.step, recipe.steps_per_epoch)
@@ -193,15 +200,18 @@ def fit(trainer: Trainer, images: np.ndarray, labels: np.ndarray, state: Path | 
                 shuffled_for, order = epoch, np.random.default_rng([recipe.seed, epoch]).permutation(recipe.images)
             chosen = order[position * recipe.batch : (position + 1) * recipe.batch]
             loss = trainer.train_step(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]))
+            trainer.seconds = time.monotonic() - began
             loss_mean = 0.98 * loss_mean + 0.02 * loss if loss_mean else loss
             text = f"epoch {epoch + 1}/{recipe.epochs}, loss {loss_mean:.3f}"
             progress.update(task, completed=trainer.step, description=text)
             if state and time.monotonic() - last_save > 60:
                 trainer.save(state)
                 last_save = time.monotonic()
+                if not progress.console.is_terminal:
+                    progress.console.print(f"step {trainer.step} of {recipe.steps}: {text}")
     if state:
         trainer.save(state)
-    return trainer.step == recipe.steps
+    return trainer.step >= recipe.steps
 
 
 def prepare_pool(recipe: Recipe, workers: int, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
@@ -216,37 +226,74 @@ def progress_bar() -> Progress:
     )
 
 
+def publish(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Write ``signnet.safetensors`` and its card ``signnet.json``: hash, command, recipe, measured accuracy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "signnet.safetensors"
+    temporary = path.with_suffix(".tmp")
+    save_file(trainer.average.state_dict(), temporary)
+    os.replace(temporary, path)
+    images, labels = dataset.test_split()
+    result = evaluate(predict(trainer.average, images), labels)
+    card = {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "parameters": count_parameters(trainer.average),
+        "command": shipped_command(trainer.recipe),
+        "recipe": asdict(trainer.recipe),
+        "torch": torch.__version__.split("+")[0],
+        "steps": trainer.step,
+        "training_seconds": round(trainer.seconds),
+        "test_split": result.to_json(),
+    }
+    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    return card
+
+
 def main(
-    images: int = typer.Option(Recipe.images, help="Size of the rendered pool."),
-    epochs: int = typer.Option(Recipe.epochs, help="Passes over the pool."),
-    batch: int = typer.Option(Recipe.batch, help="Images in a step."),
-    learning_rate: float = typer.Option(Recipe.learning_rate, help="Largest learning rate."),
-    seed: int = typer.Option(Recipe.seed, help="Seed of weights, order, augmentation and dropout."),
-    bfloat16: bool = typer.Option(
-        Recipe.bfloat16, help="Mixed precision; fast only where the CPU has AVX512-BF16 or AMX."
-    ),
-    threads: int = typer.Option(0, help="CPU threads and rendering processes; 0 means all usable cores."),
-    run: Path = typer.Option(
-        None, help="Folder of the training state; the same folder resumes. Default build/signs/train."
-    ),
-    out: Path = typer.Option(None, help="Folder for signnet.safetensors and signnet.json. Default: the run folder."),
+    images: Annotated[int, typer.Option(help="Size of the rendered pool.")] = Recipe.images,
+    epochs: Annotated[int, typer.Option(help="Passes over the pool.")] = Recipe.epochs,
+    batch: Annotated[int, typer.Option(help="Images in a step.")] = Recipe.batch,
+    learning_rate: Annotated[float, typer.Option(help="Largest learning rate.")] = Recipe.learning_rate,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order, augmentation and dropout.")] = Recipe.seed,
+    bfloat16: Annotated[bool, typer.Option(help="Mixed precision; pays on CPUs with AVX512-BF16 or AMX.")] = True,
+    threads: Annotated[int, typer.Option(help="CPU threads and rendering processes; 0 is all usable cores.")] = 0,
+    run: Annotated[Path | None, typer.Option(help="Folder of the training state. Default: build/signs/train.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the checkpoint goes. Default: the folder of the run.")] = None,
 ) -> None:
-    """Render a pool of signs, train SignNet on it, measure it on the frozen test split, and save it."""
-    recipe = Recipe(images, epochs, batch, learning_rate, seed=seed, bfloat16=bfloat16)
-    threads = threads or len(os.sched_getaffinity(0))
-    run = run or paths.build() / "signs" / "train"
+    """Render a pool of signs, train SignNet on it, measure it on the frozen test split, and save it.
+
+    The same command goes on where an earlier one was stopped. To replace the shipped checkpoint: --out datasets/models.
+    """
+    try:
+        recipe = Recipe(images, epochs, batch, learning_rate, seed=seed, bfloat16=bfloat16)
+        _train(recipe, threads or usable_cores(), run or paths.build() / "signs" / "train", out)
+    except DeployLabError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _train(recipe: Recipe, threads: int, run: Path, out: Path | None) -> None:
     torch.set_num_threads(threads)
-    trainer = Trainer(recipe)
-    state = run / "state.pt"
+    trainer, state = Trainer(recipe), run / "state.pt"
     if state.exists():
         trainer.load(state)
     with progress_bar() as progress:
         pool = prepare_pool(recipe, threads, progress)
         finished = fit(trainer, *pool, state, progress)
     if not finished:
-        typer.echo(f"Stopped at step {trainer.step} of {recipe.steps}. The same command goes on from {state}.")
+        typer.echo(f"Stopped at step {trainer.step} of {recipe.steps}; the same command goes on from {state}.")
         raise typer.Exit(130)
-    save_file(trainer.average.state_dict(), run / "signnet.safetensors")
+    card = publish(trainer, out or run)
+    typer.echo(f"test split: {card['test_split']['accuracy']:.2%} right; checkpoint in {out or run}")
+
+
+def shipped_command(recipe: Recipe) -> str:
+    """The command that makes the same weights again."""
+    flag = "--bfloat16" if recipe.bfloat16 else "--no-bfloat16"
+    return (
+        f"python -m deploylab.signs.train --images {recipe.images} --epochs {recipe.epochs} --batch {recipe.batch} "
+        f"--learning-rate {recipe.learning_rate} --seed {recipe.seed} {flag} --out datasets/models"
+    )
 
 
 if __name__ == "__main__":

@@ -45,21 +45,22 @@ def _dirt(rgb: np.ndarray, rng: Random) -> np.ndarray:
 
 
 def _peel(rgb: np.ndarray, rng: Random) -> np.ndarray:
-    """Foil comes off in sharp patches."""
+    """Foil comes off in sharp patches, from at most a quarter of the plate."""
     size = rgb.shape[0]
-    patch = np.clip((noise(rng, size, size, rng.uniform(2, 8), 3) - rng.uniform(0.56, 0.7)) * 40, 0, 1)
+    strength = noise(rng, size, size, rng.uniform(2, 8), 3)
+    patch = np.clip((strength - np.quantile(strength, rng.uniform(0.75, 0.98))) * 40, 0, 1).astype(np.float32)
     colour = np.float32(rng.uniform(0.4, 1.0)) + rng.normal(0, 0.05, 3).astype(np.float32)
     return rgb + (colour - rgb) * patch[..., None]
 
 
 def _snow(rgb: np.ndarray, rng: Random) -> np.ndarray:
-    """Snow sticks to one side."""
+    """Snow sticks to one side, at most to 40 % of the plate."""
     size = rgb.shape[0]
     ys, xs = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     side = xs * np.float32(np.cos(angle)) + ys * np.float32(np.sin(angle))
     cover = side * 0.5 + 1.2 * (noise(rng, size, size, rng.uniform(3, 9), 3) - 0.5)
-    cover = np.clip((cover - rng.uniform(0.0, 0.35)) * rng.uniform(4, 20), 0, 1)
+    cover = np.clip((cover - np.quantile(cover, rng.uniform(0.6, 0.95))) * rng.uniform(4, 20), 0, 1).astype(np.float32)
     white = np.array([0.9, 0.92, 0.96], np.float32) * np.float32(rng.uniform(0.75, 1.08))
     return rgb + (white - rgb) * cover[..., None]
 
