@@ -25,6 +25,8 @@ SAMPLES_PER_CLASS = 2
 SAMPLE_SEEDS_FROM = 500_064
 """Test images have the seeds from 0 on, samples from here on, training images from 1,000,000 on."""
 
+DATA_SUFFIXES = {".zip", ".jpg", ".pdf", ".png"}
+
 
 def build_test_split(path: Path) -> None:
     """Pack the test images as JPEGs into an uncompressed zip file, one folder a class."""
@@ -51,8 +53,8 @@ def build_samples(folder: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """``SHA256SUMS`` over every other file of the folder, in the format of the sha256sum command."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != dataset.SUMS)
+    """``SHA256SUMS`` over the data files of the folder, in the format of the sha256sum command."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in DATA_SUFFIXES)
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n" for path in files
     ]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -231,7 +231,7 @@ def publish(trainer: Trainer, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "signnet.safetensors"
     temporary = path.with_suffix(".tmp")
-    save_file(trainer.average.state_dict(), temporary)
+    temporary.write_bytes(save(trainer.average.state_dict()))
     os.replace(temporary, path)
     images, labels = dataset.test_split()
     result = evaluate(predict(trainer.average, images), labels)
