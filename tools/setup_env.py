@@ -6,6 +6,7 @@ on any Python 3.7 or later, so that an unsuitable Python gets a sentence instead
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 10), (3, 13)
@@ -267,8 +273,12 @@ class Environment:
 
     def ensure(self, extras=()):
         """Create, repair or complete ``.venv`` with the core and ``extras``; returns at once where nothing is to do."""
-        if self.is_current(extras):
-            return
+        if not self.is_current(extras):
+            with alone_in(self.project):
+                if not self.is_current(extras):
+                    self.complete(extras)
+
+    def complete(self, extras):
         reason = self.reason_to_recreate()
         wanted = sorted(set(extras) | set(() if reason else self.installed().get("extras", [])))
         say(f"Setting up DeployLab in {self.venv} ({', '.join(['core', *wanted])})")
@@ -330,6 +340,23 @@ class Environment:
             env=uv_environment(settings, os.environ),
             cwd=self.project,  # uv reads [tool.uv] there
         )
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """Let a second set-up of ``folder`` wait. The system drops the lock when this process ends, however it ends."""
+    handle = os.open(str(folder), os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("Waiting for another set-up of this folder to end.")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
 
 
 def remove_folder(folder):

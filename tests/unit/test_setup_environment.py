@@ -116,20 +116,27 @@ def test_first_run_installs_later_runs_do_nothing_and_a_missing_wheel_loses_noth
     assert not Environment(moved).is_current([])
 
 
-def test_an_installation_killed_half_way_is_repaired_by_the_next_run(project, offline):
+def start_set_up(project: Path) -> subprocess.Popen:
     code = f"import setup_env; setup_env.Environment({str(project)!r}).ensure()"
-    victim = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=TOOLS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, cwd=TOOLS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_an_installation_killed_half_way_is_repaired_by_the_next_run_and_a_third_waits(project, offline):
+    victim = start_set_up(project)
     environment = Environment(project)
     deadline = time.monotonic() + 60
     while not environment.python.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     victim.kill()
-    victim.wait()
+    victim.communicate()
     assert not environment.is_current([])
     assert environment.reason_to_recreate() == "an installation was interrupted"
-    environment.ensure()
+
+    both = [start_set_up(project), start_set_up(project)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sorted("an installation was interrupted" in output for output in outputs) == [False, True]
     assert environment.is_current([])
     assert has(environment, "packaging")
 
