@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploylab.engines.base import Source, TensorSpec, hash_source
+from deploylab.engines.base import Source, TensorSpec, hash_source, onnx_files
 from deploylab.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ def as_onnx(source: Source, example: tuple[np.ndarray, ...], folder: Path) -> Pa
         return export_onnx(source, example, path)
     except ConversionError:  # a module that is written for one batch size
         return export_onnx(source, example, path, dynamic_batch=False)
+
+
+def copy(path: Path, folder: Path) -> Path:
+    """Copy an ONNX file as ``model.onnx``, with its external data, into ``folder``."""
+    for part in onnx_files(path):
+        target = folder / ("model.onnx" if part == path else part.relative_to(path.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part, target)
+    return folder / "model.onnx"
 
 
 def specs(path: Path, example: tuple[np.ndarray, ...]) -> tuple[list[TensorSpec], list[TensorSpec]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import sys
 import sysconfig
@@ -11,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -89,12 +90,20 @@ def save_module(module: torch.nn.Module, example: tuple[np.ndarray, ...], folder
     import torch
 
     if all(_importable(type(part)) for part in module.modules()):
-        torch.save(module, folder / "model.pt")
+        write(folder / "model.pt", lambda stream: torch.save(module, stream))
         recipe = {"runs": "nn.Module", "search_path": _search_path(module)}
     else:
-        torch.export.save(_exported(module, example), folder / "model.pt2")
+        program = _exported(module, example)
+        write(folder / "model.pt2", lambda stream: torch.export.save(program, stream))
         recipe = {"runs": "torch.export graph (its class cannot be imported)", "search_path": []}
     (folder / _RECIPE).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
+
+
+def write(path: Path, save: Callable[[BinaryIO], None]) -> None:
+    """Let ``save`` write into memory, and the memory to ``path``: torch ends the whole process on a full disk."""
+    stream = io.BytesIO()
+    save(stream)
+    path.write_bytes(stream.getbuffer())
 
 
 def load_module(artifact: Artifact) -> tuple[torch.nn.Module, str]:

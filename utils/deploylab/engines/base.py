@@ -93,7 +93,8 @@ def _finite(array: np.ndarray) -> bool:
         return True
     flat = array.ravel()
     # The sum of squares may overflow for finite values above 1e19, so only then look at every element.
-    return bool(np.isfinite(flat.dot(flat)) or np.isfinite(flat).all())
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(flat.dot(flat)) or np.isfinite(flat).all())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ and send their arguments to the vendor. The compiled converter behind them is ca
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,7 +22,17 @@ from deploylab.engines import _onnx, _tool
 from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec, onnx_files
 from deploylab.errors import ConversionError, EngineError
 
-_CONVERT = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
+# The converter reports success for a missing input, an unknown operator and a full disk alike. Loading the result shows
+# whether it is whole, here where a crash hurts nobody.
+_CONVERT = """
+import json, os, sys, _tools
+target, names, *arguments = sys.argv[1:]
+_tools.mnnconvert(["mnnconvert", *arguments])
+if os.path.exists(target):
+    from MNN import nn
+    if nn.load_module_from_file(target, *json.loads(names)) is not None:
+        print("The result loads")
+"""
 
 
 class Mnn(Engine):
@@ -40,12 +52,21 @@ class Mnn(Engine):
         inputs, outputs = _onnx.specs(path, example)
         _require_own_tools()
         target = folder / "model.mnn"
-        arguments = ["-f", "ONNX", "--modelFile", str(path.resolve()), "--MNNModel", str(target.resolve())]
+        names = json.dumps([[spec.name for spec in specs] for specs in (inputs, outputs)])
+        arguments = [
+            str(target.resolve()),
+            names,
+            "-f",
+            "ONNX",
+            "--modelFile",
+            str(path.resolve()),
+            "--MNNModel",
+            str(target.resolve()),
+        ]
         arguments += ["--bizCode", "deploylab", *(["--fp16"] if precision == "fp16" else [])]
         said = _tool.run("the MNN converter", [sys.executable, "-c", _CONVERT, *arguments], folder)
-        # It returns success for a missing input, an unknown operator and a full disk alike.
-        if "Converted Success" not in said or not target.is_file() or not target.stat().st_size:
-            raise ConversionError(f"the MNN converter wrote no model. It said last:\n{_tool.tail(said)}")
+        if "Converted Success" not in said or "The result loads" not in said:
+            raise ConversionError(f"the MNN converter wrote no usable model. It said last:\n{_tool.tail(said)}")
         return inputs, outputs
 
     def _load(self, artifact: Artifact, threads: int) -> Session:
@@ -74,14 +95,17 @@ class _MnnSession(Session):
             config = {"backend": "CPU", "numThread": threads, "precision": _PRECISIONS[artifact.precision]}
             self._runtime = nn.create_runtime_manager((config,))
             names_in, names_out = [s.name for s in self.inputs], [s.name for s in self.outputs]
+            self._net = None
             if self._runtime is not None:
-                self._net = nn.load_module_from_file(
-                    str(artifact.file(".mnn")),
-                    names_in,
-                    names_out,
-                    runtime_manager=self._runtime,
-                    thread_num=threads,  # its default is 4, whatever the runtime manager says
-                )
+                # Its error says only that there is one; the reason is printed.
+                with contextlib.suppress(Exception):
+                    self._net = nn.load_module_from_file(
+                        str(artifact.file(".mnn")),
+                        names_in,
+                        names_out,
+                        runtime_manager=self._runtime,
+                        thread_num=threads,  # its default is 4, whatever the runtime manager says
+                    )
         if self._runtime is None:
             raise EngineError(f"MNN refused the settings {config}. It said:\n{_tool.tail(heard.text)}")
         if self._net is None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from deploylab import machine
 from deploylab.engines import _onnx, _tool, _torch
-from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec, onnx_files
+from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec
 from deploylab.errors import ConversionError, EngineError
 
 _BATCHED = "batched.json"
@@ -45,9 +45,8 @@ class Ncnn(Engine):
         work = folder / "work"
         work.mkdir()
         if isinstance(source, Path):
-            onnx_files(source)
             inputs, outputs = _onnx.specs(source, example)
-            model = source.resolve()
+            model = _onnx.copy(source, work)  # pnnx looks for external data in the current folder
         else:
             inputs, outputs = _torch.specs(source, example)
             model = _traced(source, example, work)
@@ -78,7 +77,8 @@ def _traced(module: Any, example: tuple[np.ndarray, ...], folder: Path) -> Path:
 
     path = folder / "traced.pt"
     with _torch.deprecation_expected(), torch.no_grad():
-        torch.jit.trace(module, tuple(torch.from_numpy(array.copy()) for array in example)).save(str(path))
+        traced = torch.jit.trace(module, tuple(torch.from_numpy(array.copy()) for array in example))
+        _torch.write(path, lambda stream: torch.jit.save(traced, stream))
     return path
 
 
@@ -149,12 +149,15 @@ class _NcnnSession(Session):
             raise EngineError(f"ncnn could not load {artifact.path}. It said:\n{_tool.tail(heard.text)}")
 
     def _run(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        # A Mat points into the array and keeps no reference: `arrays` must live until the last extract. ncnn has
+        # A Mat keeps no reference to the array it is made of: `arrays` must live until the last extract. ncnn has
         # no 64-bit integers. The extractor remembers its results, so each inference takes a new one.
         arrays = [array.astype(np.int32) if array.dtype.kind in "iub" else array for array in arrays]
         with self._net.create_extractor() as extractor:
             for (name, axis), array in zip(self._fed, arrays, strict=True):
-                if extractor.input(name, self._ncnn.Mat(array, **axis)) != 0:
+                mat = self._ncnn.Mat(array, **axis)
+                if not axis:  # it points into the array: a layer that works in place would write there, or crash
+                    mat = mat.clone()
+                if extractor.input(name, mat) != 0:
                     raise EngineError(f"ncnn refused input {name} of shape {array.shape}")
             return [self._extract(extractor, position) for position in range(len(self._taken))]
 

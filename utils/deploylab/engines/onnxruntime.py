@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deploylab.engines import _onnx
-from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec, onnx_files
+from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec
 from deploylab.errors import ConversionError, EngineError
 
 PROVIDER = "CPUExecutionProvider"
@@ -30,12 +29,9 @@ class OnnxRuntime(Engine):
     ) -> tuple[list[TensorSpec], list[TensorSpec]]:
         path = _onnx.as_onnx(source, example, folder)
         inputs, outputs = _onnx.specs(path, example)
-        for part in onnx_files(path):
-            target = folder / ("model.onnx" if part == path else part.relative_to(path.parent))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(part, target)
+        copy = _onnx.copy(path, folder)
         try:
-            _inference_session(folder / "model.onnx", threads=1)  # finds an operator it does not have
+            _inference_session(copy, threads=1)  # finds an operator it does not have
         except Exception as error:
             raise ConversionError(f"onnxruntime cannot run {path.name}: {error}") from error
         return inputs, outputs

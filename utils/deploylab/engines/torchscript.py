@@ -29,7 +29,8 @@ class TorchScript(Engine):
         found = _torch.specs(source, example)
         with _torch.deprecation_expected(), torch.no_grad():
             traced = torch.jit.trace(source, tuple(torch.from_numpy(array.copy()) for array in example))
-            torch.jit.freeze(traced).save(str(folder / "model.pt"))
+            frozen = torch.jit.freeze(traced)
+            _torch.write(folder / "model.pt", lambda stream: torch.jit.save(frozen, stream))
         return found
 
     def _load(self, artifact: Artifact, threads: int) -> Session:
