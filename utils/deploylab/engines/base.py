@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -94,7 +95,7 @@ def _finite(array: np.ndarray) -> bool:
     flat = array.ravel()
     # The sum of squares may overflow for finite values above 1e19, so only then look at every element.
     with np.errstate(over="ignore"):
-        return bool(np.isfinite(flat.dot(flat)) or np.isfinite(flat).all())
+        return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,20 @@ def _batched(script: str, inputs: int, outputs: int) -> dict[str, list[bool]]:
     return {"inputs": ["batch_index=0" in call for _, call in fed], "outputs": ["batch_index=0" in o for o in taken]}
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """How one output is taken out of ncnn."""
+
+    blob: str
+    axis: dict[str, int]
+    spec: TensorSpec
+    dtype: np.dtype
+
+    @property
+    def format(self) -> str:
+        return "i" if self.dtype.kind in "iub" else ""
+
+
 class _NcnnSession(Session):
     def __init__(self, artifact: Artifact, threads: int) -> None:
         import ncnn
@@ -137,7 +152,10 @@ class _NcnnSession(Session):
         batched = json.loads((artifact.path / _BATCHED).read_text(encoding="utf-8"))
         self._ncnn = ncnn
         self._fed = [(f"in{i}", {"batch_index": 0} if axis else {}) for i, axis in enumerate(batched["inputs"])]
-        self._taken = [(f"out{i}", {"batch_index": 0} if axis else {}) for i, axis in enumerate(batched["outputs"])]
+        self._taken = [
+            _Taken(f"out{i}", {"batch_index": 0} if axis else {}, spec, np.dtype(spec.dtype))
+            for i, (axis, spec) in enumerate(zip(batched["outputs"], self.outputs, strict=True))
+        ]
         self._net = ncnn.Net()
         _set_options(self._net.opt, artifact.precision, threads)  # has no effect once a model is loaded
         with _tool.listen() as heard:
@@ -159,22 +177,19 @@ class _NcnnSession(Session):
                     mat = mat.clone()
                 if extractor.input(name, mat) != 0:
                     raise EngineError(f"ncnn refused input {name} of shape {array.shape}")
-            return [self._extract(extractor, position) for position in range(len(self._taken))]
+            return [self._extract(extractor, taken) for taken in self._taken]
 
-    def _extract(self, extractor: Any, position: int) -> np.ndarray:
-        name, axis = self._taken[position]
-        code, mat = extractor.extract(name)
+    def _extract(self, extractor: Any, taken: _Taken) -> np.ndarray:
+        code, mat = extractor.extract(taken.blob)
         if code != 0:
-            raise EngineError(f"ncnn failed to compute {name} (code {code})")
-        spec = self.outputs[position]
-        dtype = np.dtype(spec.dtype)
-        values = np.array(mat.numpy("i" if dtype.kind in "iub" else "", **axis))
-        if not spec.fits_shape(values.shape):
+            raise EngineError(f"ncnn failed to compute {taken.spec.name!r} (code {code})")
+        values = np.array(mat.numpy(taken.format, **taken.axis))
+        if not taken.spec.fits_shape(values.shape):
             raise EngineError(
-                f"ncnn computed {spec.name!r} of shape {values.shape}, the model says {spec.shape_text}: "
+                f"ncnn computed {taken.spec.name!r} of shape {values.shape}, the model says {taken.spec.shape_text}: "
                 "pnnx misread an axis of this model, so ncnn cannot run it"
             )
-        return values if values.dtype == dtype else values.astype(dtype)
+        return values if values.dtype == taken.dtype else values.astype(taken.dtype)
 
     def _facts(self) -> dict[str, Any]:
         opt = self._net.opt
