@@ -76,7 +76,8 @@ def test_a_containers_quota_limits_the_cores(described, monkeypatch, quota, core
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
 def test_affinity_limits_the_cores():
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from deploylab import machine as m; print(m.usable_cores())"
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    code += "from deploylab import machine; print(machine.usable_cores())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "1"
 
 
