@@ -12,6 +12,7 @@ import pytest
 
 import setup_env
 
+TOOLS = Path(setup_env.__file__).parent
 # Everything is read-only but the folders named; `/` is a mount point of its own in the new namespace.
 READ_ONLY = """
 mount --make-rprivate /
@@ -34,9 +35,9 @@ def files_in(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def test_the_tour_needs_no_network_and_writes_only_to_build_and_its_temporary_folder(tmp_path: Path):
-    unshare = ["unshare", "--map-root-user", "--net", "--mount"]
+    unshare = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("this machine does not permit `unshare --map-root-user --net --mount`")
+        pytest.skip("this machine does not permit `unshare --map-root-user --net --mount --pid`")
     home, temporary, build = tmp_path / "home", tmp_path / "tmp", setup_env.ROOT / "build"
     for folder in (home, temporary, build):
         folder.mkdir(exist_ok=True)
@@ -47,9 +48,7 @@ def test_the_tour_needs_no_network_and_writes_only_to_build_and_its_temporary_fo
 
     environ = {**os.environ, "HOME": str(home), "TMPDIR": str(temporary), "BUILD": str(build)}
     script = [*unshare, "sh", "-ec", READ_ONLY + 'exec "$0" "$@"', sys.executable, "-c", TOUR]
-    done = subprocess.run(
-        script, cwd=setup_env.ROOT / "tools", env=environ, capture_output=True, text=True, timeout=280
-    )
+    done = subprocess.run(script, cwd=TOOLS, env=environ, capture_output=True, text=True, timeout=540)
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert page.stat().st_size > 0
