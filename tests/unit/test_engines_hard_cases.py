@@ -30,6 +30,12 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One folder for conversions of the same network, which then share its ONNX export."""
+    return tmp_path_factory.mktemp("shared")
+
+
 class TestForeignOnnx:
     @pytest.mark.parametrize("batch", ["n", 2])
     @pytest.mark.parametrize("name", [name for name in ONNX_ENGINES if name != "ncnn"])
@@ -182,10 +188,6 @@ class TestHash:
         moved.norm.running_mean += 1
         assert hash_source(moved) != before
 
-    def test_it_is_the_same_in_another_process(self):
-        code = "import engine_nets as nets; from deploylab.engines import hash_source; print(hash_source(nets.tiny()))"
-        assert run_python(code, PYTHONHASHSEED="7").stdout.strip() == hash_source(nets.tiny())
-
 
 def test_a_class_of_the_main_program_runs_as_its_graph(tmp_path):
     """A notebook's class exists in its process only; the worker runs what torch.export made of it."""
@@ -212,23 +214,25 @@ def test_a_class_of_the_main_program_runs_as_its_graph(tmp_path):
         assert session(np.ones((3, 4), np.float32)).shape == (3, 2)
 
 
-def test_a_class_from_a_file_runs_as_a_module_in_another_process(tmp_path):
-    artifact = engines.get("eager").convert(nets.tiny(), nets.pictures(), tmp_path)
+def test_a_class_from_a_file_runs_as_a_module_in_another_process(shared):
+    artifact = engines.get("eager").convert(nets.tiny(), nets.pictures(), shared)
     code = f"""
     import sys
     sys.path.remove({str(Path(__file__).parent)!r})
     from deploylab import engines
     print(engines.get("eager").load({str(artifact.path)!r}).facts()["runs"])
+    import engine_nets as nets  # found again by loading
+    print(engines.hash_source(nets.tiny()))
     """
-    done = run_python(code)
-    assert done.stdout.strip() == "nn.Module", done.stderr
+    done = run_python(code, PYTHONHASHSEED="7")
+    assert done.stdout.splitlines() == ["nn.Module", hash_source(nets.tiny())], done.stderr
 
 
 class TestReducedPrecision:
-    def test_openvino_runs_what_was_asked_or_refuses(self, tmp_path):
+    def test_openvino_runs_what_was_asked_or_refuses(self, shared):
         reference = nets.truth(nets.tiny(), nets.pictures())
         for precision in ("bf16", "fp16"):
-            artifact = engines.get("openvino").convert(nets.tiny(), nets.pictures(), tmp_path, precision)
+            artifact = engines.get("openvino").convert(nets.tiny(), nets.pictures(), shared, precision)
             try:
                 session = engines.get("openvino").load(artifact)
             except EngineError as error:
@@ -238,18 +242,18 @@ class TestReducedPrecision:
             assert 0 < np.abs(session(nets.pictures()) - reference).max() < 0.1
 
     @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-    def test_ncnn_stores_what_was_asked(self, precision, tmp_path):
-        artifact = engines.get("ncnn").convert(nets.tiny(), nets.pictures(), tmp_path, precision)
+    def test_ncnn_stores_what_was_asked(self, precision, shared):
+        artifact = engines.get("ncnn").convert(nets.tiny(), nets.pictures(), shared, precision)
         with engines.get("ncnn").load(artifact) as session:
             facts, error = session.facts(), np.abs(session(nets.pictures()) - nets.truth(nets.tiny(), nets.pictures()))
         assert facts["storage"] == precision
         assert precision in facts["precision"]
         assert 1e-6 < error.max() < 0.1
 
-    def test_mnn_refuses_fp16_where_it_would_compute_in_fp32(self, tmp_path):
+    def test_mnn_refuses_fp16_where_it_would_compute_in_fp32(self, shared):
         from deploylab import machine
 
-        artifact = engines.get("mnn").convert(nets.tiny(), nets.pictures(), tmp_path, "fp16")
+        artifact = engines.get("mnn").convert(nets.tiny(), nets.pictures(), shared, "fp16")
         if "asimdhp" in machine.features():
             assert engines.get("mnn").load(artifact)(nets.pictures()).shape == (1, 7)
         else:
@@ -391,10 +395,10 @@ def test_nothing_is_written_at_home_and_nobody_is_called(tmp_path):
     assert [str(path) for path in (*home.rglob("*"), *temporary.rglob("*"))] == []
 
 
-def test_no_engine_needs_torch_or_onnx_to_load(tmp_path):
+def test_no_engine_needs_torch_or_onnx_to_load(shared):
     """A board has neither: importing them is made to fail."""
     names = ["onnxruntime", "openvino", "ncnn", "mnn"]
-    made = {name: engines.get(name).convert(nets.tiny(), nets.pictures(), tmp_path).path for name in names}
+    made = {name: engines.get(name).convert(nets.tiny(), nets.pictures(), shared).path for name in names}
     code = f"""
     import sys
     sys.modules["torch"] = sys.modules["onnx"] = sys.modules["pnnx"] = sys.modules["PIL"] = None
