@@ -34,6 +34,7 @@ Source: TypeAlias = Union["torch.nn.Module", Path]
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished-"
 _ABANDONED_AFTER = 3600.0
+_LITTLE_SPACE = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -392,14 +393,14 @@ class Engine(ABC):
             )._write_manifest()
             _rename(folder, target)
             return Artifact.read(target)
-        except DeployLabError:
-            raise
+        except DeployLabError as error:
+            raise type(error)(f"{error}{_shortage(folder)}") from error
         except OSError as error:
             raise ConversionError(
                 f"{self.name}: cannot write the artifact: {error}; free some disk space or choose another folder"
             ) from error
         except Exception as error:
-            raise ConversionError(f"{self.name} could not convert the model: {error}") from error
+            raise ConversionError(f"{self.name} could not convert the model: {error}{_shortage(folder)}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -497,6 +498,15 @@ def _missing(modules: Iterable[str]) -> list[str]:
 def _affinity() -> frozenset[int] | None:
     """The cores this process may use; None where the system cannot tell (macOS, Windows)."""
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _shortage(folder: Path) -> str:
+    """A hint for converters that fail on a full disk without saying so."""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if free < _LITTLE_SPACE:
+            return f"\nThe disk of {folder.parent} has only {free / 1e6:.1f} MB left: free some space there"
+    return ""
 
 
 def _size(folder: Path, files: Iterable[str]) -> int:
