@@ -231,6 +231,8 @@ def test_a_class_from_a_file_runs_as_a_module_in_another_process(shared):
 class TestReducedPrecision:
     def test_openvino_runs_what_was_asked_or_refuses(self, shared):
         reference = nets.truth(nets.tiny(), nets.pictures())
+        exact = engines.get("openvino").load(engines.get("openvino").convert(nets.tiny(), nets.pictures(), shared))
+        assert set(exact.facts()["executed"]) == {"f32"}
         for precision in ("bf16", "fp16"):
             artifact = engines.get("openvino").convert(nets.tiny(), nets.pictures(), shared, precision)
             try:
@@ -238,7 +240,8 @@ class TestReducedPrecision:
             except EngineError as error:
                 assert "instead of" in str(error)  # noqa: PT017 - either outcome is right, depending on the CPU
                 continue
-            assert {"bf16": "bf16", "fp16": "f16"}[precision] in session.facts()["executed"]
+            executed = session.facts()["executed"]
+            assert executed[{"bf16": "bf16", "fp16": "f16"}[precision]] > sum(executed.values()) / 2
             assert 0 < np.abs(session(nets.pictures()) - reference).max() < 0.1
 
     @pytest.mark.parametrize("precision", ["fp16", "bf16"])

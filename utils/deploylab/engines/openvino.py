@@ -14,6 +14,7 @@ from deploylab.engines import _onnx
 from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec, onnx_files
 from deploylab.errors import ConversionError, EngineError
 
+_NO_ARITHMETIC = {"Const", "Input", "Output", "Reorder", "Reshape"}
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -106,10 +107,10 @@ def _settings(artifact: Artifact, threads: int) -> dict[str, Any]:
 
 
 def _executed(compiled: Any) -> dict[str, int]:
-    """How many layers of the compiled graph run in which precision, from the plug-in's own execution graph."""
+    """How many layers compute in which precision, from the plug-in's own execution graph."""
     counts: Counter[str] = Counter()
     for layer in compiled.get_runtime_model().get_ops():
         info = layer.get_rt_info()
-        if "runtimePrecision" in info and info["layerType"].astype(str) not in ("Const", "Input", "Output"):
+        if "runtimePrecision" in info and info["layerType"].astype(str) not in _NO_ARITHMETIC:
             counts[info["runtimePrecision"].astype(str)] += 1
     return dict(counts)
