@@ -53,7 +53,8 @@ def test_the_card_belongs_to_the_checkpoint():
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert card["parameters"] == count_parameters(SignNet())
-    assert card["command"].startswith("python -m deploylab.signs.train ")
+    assert all(command.startswith("python -m deploylab.signs.train") for command in card["commands"])
+    assert card["test_split"]["accuracy"] >= 0.97
     assert path.stat().st_size < 5_000_000
 
 

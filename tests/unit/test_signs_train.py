@@ -11,13 +11,24 @@ import numpy as np
 import pytest
 import torch
 from rich.progress import Progress
+from safetensors.torch import save
 
-from deploylab.errors import ModelError
-from deploylab.signs import CLASSES, pool, train
+from deploylab import paths
+from deploylab.errors import InputError, ModelError
+from deploylab.signs import CLASSES, dataset, pool
 from deploylab.signs.render import render
-from deploylab.signs.train import Recipe, Trainer, augment, fit, learning_rate, publish
+from deploylab.signs.train import Recipe, Trainer, augment, command_of, fit, learning_rate, publish
 
 TINY = Recipe(images=32, epochs=2, batch=8, bfloat16=False)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small steps gain nothing from more, and lose much where other work is going on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +118,16 @@ def test_augmentation_keeps_shape_and_range_and_follows_the_seed():
     assert first.max() <= 1
 
 
-def test_the_card_tells_the_hash_the_command_and_the_accuracy(tmp_path):
-    card = publish(Trainer(TINY), tmp_path)
+def test_the_card_tells_the_hash_the_command_and_the_accuracy(tmp_path, monkeypatch):
+    images, labels = dataset.test_split()
+    monkeypatch.setattr(dataset, "test_split", lambda: (images[::50], labels[::50]))
+    card = publish(Trainer(TINY), tmp_path, [command_of(TINY, None, paths.build() / "run")])
     assert card == json.loads((tmp_path / "signnet.json").read_text(encoding="utf-8"))
     assert card["sha256"] == hashlib.sha256((tmp_path / "signnet.safetensors").read_bytes()).hexdigest()
-    assert "--images 32 --epochs 2" in card["command"]
-    assert card["test_split"]["pictures"] == 1600
+    assert card["commands"] == [
+        "python -m deploylab.signs.train --images 32 --epochs 2 --batch 8 --no-bfloat16 --run build/run"
+    ]
+    assert card["test_split"]["pictures"] == 32
 
 
 def test_the_pool_is_rendered_once(tmp_path, monkeypatch):
@@ -122,9 +137,41 @@ def test_the_pool_is_rendered_once(tmp_path, monkeypatch):
     images, labels = pool.load_pool(list(pool.render_pool(5, workers=1)))
     assert chunks[0].stat().st_mtime_ns == written
     assert images.shape == (5, 64, 64, 3)
-    assert [CLASSES[label] for label in labels] == [pool.pool_label(index) for index in range(5)]
-    assert np.array_equal(images[3], render(pool.pool_label(3), pool.TRAIN_SEEDS_FROM + 3))
+    assert [CLASSES[label] for label in labels] == [pool.subject(index) for index in range(5)]
+    assert np.array_equal(images[3], render(pool.subject(3), pool.TRAIN_SEEDS_FROM + 3))
 
 
-def test_the_shipped_command_is_the_default():
-    assert train.shipped_command(Recipe()).startswith("python -m deploylab.signs.train --images")
+def test_a_run_can_start_from_a_checkpoint(tmp_path):
+    first = Trainer(TINY)
+    publish_path = tmp_path / "signnet.safetensors"
+    publish_path.write_bytes(save(first.average.state_dict()))
+    second = Trainer(Recipe(seed=9))
+    second.start_from(publish_path)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name])
+    torch.nn.init.zeros_(second.average.classifier.weight)
+    second.blend_with(publish_path, 0.25)
+    assert torch.allclose(second.average.classifier.weight, 0.75 * first.average.classifier.weight)
+    with pytest.raises(ModelError, match="cannot start from"):
+        second.start_from(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mix": "stars"}, "unknown mix 'stars'"),
+        ({"images": 10}, "10 images in batches of 128"),
+        ({"epochs": 0}, "0 epochs"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(**options)
+
+
+def test_other_numbers_are_none():
+    mix = [pool.subject(index, "numbers") for index in range(40)]
+    other = mix.index("other_number")
+    assert CLASSES[pool.class_index(other, "numbers")] == "none"
+    assert pool.render_image(other, "numbers").shape == (64, 64, 3)
+    assert [CLASSES[pool.class_index(index)] for index in range(16)] == list(CLASSES)

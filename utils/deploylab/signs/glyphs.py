@@ -13,8 +13,8 @@ from deploylab.signs.shapes import Colour, Pen, Point, arc
 
 Path = list[Point]
 
-FLAT_THREE = "f"
-"""Letters a 3 with a flat top."""
+FLAT_THREE, ROUND_SIX, ROUND_NINE = "f", "g", "q"
+"""How to write a 3 with a flat top, and a 6 and a 9 with a curved stem."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,15 @@ def _six(s: float) -> list[Path]:
     return [_closed(_bowl(0.38, 1, 0, 1, 0, 360, s * 0.5)), [(0.0, 0.68), (0.02, 0.5), (0.3, 0.18), (0.72, 0.0)]]
 
 
+def _round_six(s: float) -> list[Path]:
+    stem = _bowl(0, 1.0, 0, 1, 180, 295, s)
+    return [_closed(_bowl(0.4, 1, 0, 1, 0, 360, s * 0.5)), stem]
+
+
+def _round_nine(s: float) -> list[Path]:
+    return [[(1 - x, 1 - y) for x, y in path] for path in _round_six(s)]
+
+
 def _eight(s: float) -> list[Path]:
     return [_closed(_bowl(0, 0.48, 0.06, 0.94, 90, 450, s * 0.5)), _closed(_bowl(0.48, 1, 0, 1, -90, 270, s * 0.5))]
 
@@ -140,6 +149,8 @@ _GLYPHS: dict[str, Callable[[float], list[Path]]] = {
     "4": _lines([(0.72, 1.0), (0.72, 0.0), (0.0, 0.72), (1.0, 0.72)]),
     "5": _five,
     "6": _six,
+    ROUND_SIX: _round_six,
+    ROUND_NINE: _round_nine,
     "7": _lines([(0.0, 0.0), (1.0, 0.0), (0.35, 1.0)]),
     "8": _eight,
     "9": _nine,

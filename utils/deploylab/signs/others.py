@@ -11,7 +11,6 @@ from deploylab.signs.faces import (
     bend,
     blue_disc,
     chance,
-    ground,
     number_sign,
     paint,
     random_arrow,
@@ -19,7 +18,7 @@ from deploylab.signs.faces import (
     straight,
     triangle,
 )
-from deploylab.signs.glyphs import Style, draw_text
+from deploylab.signs.glyphs import ROUND_NINE, ROUND_SIX, Style, draw_text
 from deploylab.signs.shapes import Colour, Pen, Point, arc, mirror, move, polar, rectangle, regular_polygon, rotate
 
 _OTHER_NUMBERS = ("5", "10", "15", "20", "25", "40", "45", "60", "70", "90", "100", "110", "120", "130")
@@ -30,6 +29,16 @@ def draw_other_face(rng: Random, size: int) -> Image.Image:
     """A sign that is none of the classes: RGBA, ``size`` x ``size``, transparent outside the plate."""
     pen = Pen(size)
     _PAINTERS[rng.choice(len(_PAINTERS), p=_WEIGHTS)](pen, rng)
+    return pen.image()
+
+
+def draw_other_number(rng: Random, size: int) -> Image.Image:
+    """A speed limit that is not 30, 50 or 80: what looks most like a class without being one."""
+    number = str(rng.choice(_OTHER_NUMBERS))
+    if chance(rng, 0.6):
+        number = number.replace("6", ROUND_SIX).replace("9", ROUND_NINE)
+    pen = Pen(size)
+    number_sign(pen, rng, number)
     return pen.image()
 
 
@@ -361,5 +370,3 @@ _CATALOGUE: list[tuple[Painter, float]] = [
 _PAINTERS = [painter for painter, _ in _CATALOGUE]
 _WEIGHTS = np.array([weight for _, weight in _CATALOGUE])
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-
-__all__ = ["draw_other_face", "draw_plate", "ground"]

@@ -12,18 +12,33 @@ import numpy as np
 
 from deploylab import paths
 from deploylab.signs import CLASSES
-from deploylab.signs.render import render
+from deploylab.signs.render import render, render_other_number
 
 TRAIN_SEEDS_FROM = 1_000_000
 """Seeds of the training images start here; the frozen test split and the sample photographs use smaller ones."""
 
 CHUNK = 2000
-_CYCLE = (*CLASSES, "none", "none", "none", "speed_limit_30", "speed_limit_50", "speed_limit_80")
-"""Classes in turn; "none" and the look-alike numbers come more often."""
+_OTHER_NUMBER = "other_number"
+_NUMBERS = ("speed_limit_30", "speed_limit_50", "speed_limit_80")
+MIXES: dict[str, tuple[str, ...]] = {
+    "all": (*CLASSES, "none", "none", "none", *_NUMBERS),
+    "numbers": (*CLASSES, "none", "none", *_NUMBERS, *_NUMBERS, *(_OTHER_NUMBER,) * 8),
+}
+"""Subjects in turn. "all" is for learning the classes; "numbers" is for telling 30, 50 and 80 from other limits."""
 
 
-def pool_label(index: int) -> str:
-    return _CYCLE[index % len(_CYCLE)]
+def subject(index: int, mix: str = "all") -> str:
+    return MIXES[mix][index % len(MIXES[mix])]
+
+
+def class_index(index: int, mix: str = "all") -> int:
+    name = subject(index, mix)
+    return CLASSES.index("none" if name == _OTHER_NUMBER else name)
+
+
+def render_image(index: int, mix: str = "all") -> np.ndarray:
+    name, seed = subject(index, mix), TRAIN_SEEDS_FROM * (1 + list(MIXES).index(mix)) + index
+    return render_other_number(seed) if name == _OTHER_NUMBER else render(name, seed)
 
 
 def renderer_hash() -> str:
@@ -35,27 +50,29 @@ def renderer_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def pool_folder() -> Path:
-    folder = paths.build() / "signs" / f"pool-{renderer_hash()}"
+def pool_folder(mix: str = "all") -> Path:
+    folder = paths.build() / "signs" / f"pool-{mix}-{renderer_hash()}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def render_pool(count: int, workers: int, progress: Callable[[int], None] = lambda done: None) -> Iterator[Path]:
+def render_pool(
+    count: int, workers: int, progress: Callable[[int], None] = lambda done: None, mix: str = "all"
+) -> Iterator[Path]:
     """Render what is missing of ``count`` images; yield the chunk files in order. A killed run goes on where it was."""
-    folder = pool_folder()
-    chunks = [(folder, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
+    folder = pool_folder(mix)
+    chunks = [(folder, start, min(CHUNK, count - start), mix) for start in range(0, count, CHUNK)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for path, size in pool.imap(_render_chunk, chunks):
             progress(size)
             yield path
 
 
-def _render_chunk(chunk: tuple[Path, int, int]) -> tuple[Path, int]:
-    folder, start, size = chunk
+def _render_chunk(chunk: tuple[Path, int, int, str]) -> tuple[Path, int]:
+    folder, start, size, mix = chunk
     path = folder / f"{start:07d}-{size}.npy"
     if not path.exists():
-        images = np.stack([render(pool_label(i), TRAIN_SEEDS_FROM + i) for i in range(start, start + size)])
+        images = np.stack([render_image(index, mix) for index in range(start, start + size)])
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with open(temporary, "wb") as file:
             np.save(file, images)
@@ -63,8 +80,7 @@ def _render_chunk(chunk: tuple[Path, int, int]) -> tuple[Path, int]:
     return path, size
 
 
-def load_pool(chunks: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+def load_pool(chunks: list[Path], mix: str = "all") -> tuple[np.ndarray, np.ndarray]:
     """All images, uint8 (N, 64, 64, 3), and their labels, int64 (N,)."""
     images = np.concatenate([np.load(path) for path in chunks])
-    labels = np.array([CLASSES.index(pool_label(index)) for index in range(len(images))])
-    return images, labels
+    return images, np.array([class_index(index, mix) for index in range(len(images))], np.int64)

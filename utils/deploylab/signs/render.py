@@ -13,11 +13,12 @@ from deploylab.errors import InputError
 from deploylab.signs import CLASSES, camera
 from deploylab.signs.background import noise, scene
 from deploylab.signs.faces import PAINTERS, Random, chance, draw_face
-from deploylab.signs.others import draw_other_face, draw_plate
+from deploylab.signs.others import draw_other_face, draw_other_number, draw_plate
 from deploylab.signs.placement import Pose, Quad, plate_quad, scale_quad, shift_quad, warp
 from deploylab.signs.wear import weather
 
 _SIGNS = tuple(PAINTERS)
+_OTHER_NUMBER = "other_number"
 _RESAMPLINGS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
 
 
@@ -26,13 +27,21 @@ def render(label: str, seed: int, size: int = 64) -> np.ndarray:
 
     Crops are as in reality: from 15 to 150 pixels wide before they were scaled, tight or loose, sharp or not.
     """
+    return _crop(label, random_for(label, seed), size)
+
+
+def render_other_number(seed: int, size: int = 64) -> np.ndarray:
+    """A camera crop of a speed limit that is none of the three classes, uint8 RGB (size, size, 3)."""
+    return _crop(_OTHER_NUMBER, np.random.default_rng([len(CLASSES), seed]), size)
+
+
+def _crop(subject: str, rng: Random, size: int) -> np.ndarray:
     if size < 8:
         raise InputError(f"render size {size}: at least 8 pixels are needed")
-    rng = random_for(label, seed)
     harshness = rng.uniform(0.1, 1.0)
     sensor = np.exp(rng.uniform(np.log(15), np.log(150))) * max(size, 64) / 64
     canvas = int(np.clip(sensor, 0.7 * size, 1.6 * size))
-    image, share = _compose(label, rng, canvas, canvas, harshness, stretched=True)
+    image, share = _compose(subject, rng, canvas, canvas, harshness, stretched=True)
     sensor = int(max(sensor, 16 / share))
     picture = _take(image, rng, (sensor, sensor), harshness, share)
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
@@ -59,14 +68,16 @@ def random_for(label: str, seed: int) -> Random:
 
 
 def _compose(
-    label: str, rng: Random, height: int, width: int, harshness: float, stretched: bool
+    subject: str, rng: Random, height: int, width: int, harshness: float, stretched: bool
 ) -> tuple[np.ndarray, float]:
     """The scene in front of the lens, float32 (height, width, 3), and which share of the frame the sign spans."""
     image = _out_of_focus(scene(rng, height, width), rng)
     size = _face_size(height, width)
     kind = rng.random()
-    if label != "none":
-        face, quad = draw_face(label, rng, size), _framing(rng, height, width, stretched)
+    if subject == _OTHER_NUMBER:
+        face, quad = draw_other_number(rng, size), _framing(rng, height, width, stretched)
+    elif subject != "none":
+        face, quad = draw_face(subject, rng, size), _framing(rng, height, width, stretched)
     elif kind < 0.45:
         return image, 1.0
     elif kind < 0.87:

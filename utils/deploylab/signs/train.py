@@ -22,17 +22,17 @@ import numpy as np
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from deploylab import paths
-from deploylab.errors import DeployLabError, ModelError
+from deploylab.errors import DeployLabError, InputError, ModelError
 from deploylab.machine import usable_cores
 from deploylab.models.signnet import SignNet, count_parameters
 from deploylab.signs import dataset
 from deploylab.signs.evaluate import evaluate, predict
-from deploylab.signs.pool import load_pool, render_pool
+from deploylab.signs.pool import MIXES, load_pool, render_pool
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ class Recipe:
     ema: float = 0.998
     seed: int = 1
     bfloat16: bool = True
+    mix: str = "all"
+    start: str = ""
+    """SHA-256 of the weights to start from; empty for random ones."""
+
+    def __post_init__(self) -> None:
+        if self.mix not in MIXES:
+            raise InputError(f"unknown mix {self.mix!r}: expected {' or '.join(MIXES)}")
+        if self.epochs < 1 or not 2 <= self.batch <= self.images:
+            raise InputError(
+                f"{self.images} images in batches of {self.batch} for {self.epochs} epochs: "
+                "give at least one epoch, a batch of 2 or more, and as many images as a batch has"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -56,6 +68,18 @@ class Recipe:
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Weights to start from, and the share of the new weights in the mean of both that is published."""
+
+    path: Path
+    blend: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.blend <= 1:
+            raise InputError(f"--blend {self.blend}: expected a share above 0 and up to 1")
 
 
 class Trainer:
@@ -99,6 +123,23 @@ class Trainer:
                 mean.lerp_(value, 1 - keep)
             else:
                 mean.copy_(value)
+
+    def start_from(self, path: Path) -> None:
+        """Begin with the weights of a checkpoint instead of random ones."""
+        try:
+            weights = load_file(path)
+            self.model.load_state_dict(weights)
+            self.average.load_state_dict(weights)
+        except Exception as error:
+            raise ModelError(f"cannot start from {path}: {error}") from error
+
+    @torch.no_grad()
+    def blend_with(self, path: Path, share: float) -> None:
+        """Average with the weights the run started from: keeps what a drill would forget (arXiv:2109.01903)."""
+        before = load_file(path)
+        for name, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(before[name].lerp(value, share))
 
     def save(self, path: Path) -> None:
         state = {
@@ -216,8 +257,8 @@ def fit(trainer: Trainer, images: np.ndarray, labels: np.ndarray, state: Path | 
 
 def prepare_pool(recipe: Recipe, workers: int, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
     task = progress.add_task("rendering", total=recipe.images)
-    chunks = list(render_pool(recipe.images, workers, lambda done: progress.advance(task, done)))
-    return load_pool(chunks)
+    chunks = list(render_pool(recipe.images, workers, lambda done: progress.advance(task, done), recipe.mix))
+    return load_pool(chunks, recipe.mix)
 
 
 def progress_bar() -> Progress:
@@ -226,8 +267,8 @@ def progress_bar() -> Progress:
     )
 
 
-def publish(trainer: Trainer, folder: Path) -> dict[str, Any]:
-    """Write ``signnet.safetensors`` and its card ``signnet.json``: hash, command, recipe, measured accuracy."""
+def publish(trainer: Trainer, folder: Path, commands: list[str]) -> dict[str, Any]:
+    """Write ``signnet.safetensors`` and its card ``signnet.json``: hash, commands, recipe, measured accuracy."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "signnet.safetensors"
     temporary = path.with_suffix(".tmp")
@@ -238,7 +279,7 @@ def publish(trainer: Trainer, folder: Path) -> dict[str, Any]:
     card = {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "parameters": count_parameters(trainer.average),
-        "command": shipped_command(trainer.recipe),
+        "commands": commands,
         "recipe": asdict(trainer.recipe),
         "torch": torch.__version__.split("+")[0],
         "steps": trainer.step,
@@ -256,6 +297,9 @@ def main(
     learning_rate: Annotated[float, typer.Option(help="Largest learning rate.")] = Recipe.learning_rate,
     seed: Annotated[int, typer.Option(help="Seed of weights, order, augmentation and dropout.")] = Recipe.seed,
     bfloat16: Annotated[bool, typer.Option(help="Mixed precision; pays on CPUs with AVX512-BF16 or AMX.")] = True,
+    mix: Annotated[str, typer.Option(help="Which images the pool holds: all or numbers.")] = Recipe.mix,
+    start: Annotated[Path | None, typer.Option(help="Weights to start from, with their card beside them.")] = None,
+    blend: Annotated[float, typer.Option(help="Share of the new weights in a mean with those of --start.")] = 1.0,
     threads: Annotated[int, typer.Option(help="CPU threads and rendering processes; 0 is all usable cores.")] = 0,
     run: Annotated[Path | None, typer.Option(help="Folder of the training state. Default: build/signs/train.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the checkpoint goes. Default: the folder of the run.")] = None,
@@ -265,16 +309,23 @@ def main(
     The same command goes on where an earlier one was stopped. To replace the shipped checkpoint: --out datasets/models.
     """
     try:
-        recipe = Recipe(images, epochs, batch, learning_rate, seed=seed, bfloat16=bfloat16)
-        _train(recipe, threads or usable_cores(), run or paths.build() / "signs" / "train", out)
-    except DeployLabError as error:
+        start_hash = hashlib.sha256(start.read_bytes()).hexdigest() if start else ""
+        recipe = Recipe(images, epochs, batch, learning_rate, seed=seed, bfloat16=bfloat16, mix=mix, start=start_hash)
+        origin = Origin(start, blend) if start else None
+        _train(recipe, origin, threads or usable_cores(), run or paths.build() / "signs" / "train", out)
+    except (OSError, DeployLabError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 
 
-def _train(recipe: Recipe, threads: int, run: Path, out: Path | None) -> None:
+def _train(recipe: Recipe, origin: Origin | None, threads: int, run: Path, out: Path | None) -> None:
     torch.set_num_threads(threads)
     trainer, state = Trainer(recipe), run / "state.pt"
+    commands = [command_of(recipe, origin, run)]
+    if origin:
+        trainer.start_from(origin.path)
+        card = json.loads(origin.path.with_suffix(".json").read_text(encoding="utf-8"))
+        commands = [*card["commands"], *commands]
     if state.exists():
         trainer.load(state)
     with progress_bar() as progress:
@@ -283,17 +334,27 @@ def _train(recipe: Recipe, threads: int, run: Path, out: Path | None) -> None:
     if not finished:
         typer.echo(f"Stopped at step {trainer.step} of {recipe.steps}; the same command goes on from {state}.")
         raise typer.Exit(130)
-    card = publish(trainer, out or run)
+    if origin and origin.blend < 1:
+        trainer.blend_with(origin.path, origin.blend)
+    card = publish(trainer, out or run, commands)
     typer.echo(f"test split: {card['test_split']['accuracy']:.2%} right; checkpoint in {out or run}")
 
 
-def shipped_command(recipe: Recipe) -> str:
-    """The command that makes the same weights again."""
-    flag = "--bfloat16" if recipe.bfloat16 else "--no-bfloat16"
-    return (
-        f"python -m deploylab.signs.train --images {recipe.images} --epochs {recipe.epochs} --batch {recipe.batch} "
-        f"--learning-rate {recipe.learning_rate} --seed {recipe.seed} {flag} --out datasets/models"
-    )
+def command_of(recipe: Recipe, origin: Origin | None, run: Path) -> str:
+    """The command that makes the same weights again; options left at their defaults are not repeated."""
+    default = Recipe()
+    names = ("images", "epochs", "batch", "learning_rate", "seed", "mix")
+    options = [(name, getattr(recipe, name)) for name in names if getattr(recipe, name) != getattr(default, name)]
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in options]
+    words += [] if recipe.bfloat16 else ["--no-bfloat16"]
+    words += [f"--start {_relative(origin.path)} --blend {origin.blend}"] if origin else []
+    return " ".join(["python -m deploylab.signs.train", *words, f"--run {_relative(run)}"])
+
+
+def _relative(path: Path) -> str:
+    """A path inside the checkout as seen from there, so that no card names a machine's folders."""
+    path = path.resolve()
+    return path.relative_to(paths.root()).as_posix() if path.is_relative_to(paths.root()) else path.name
 
 
 if __name__ == "__main__":
