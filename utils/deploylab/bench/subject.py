@@ -169,5 +169,6 @@ def _labelled(name: str, module: torch.nn.Module, preprocessor: image.Preprocess
     from deploylab.signs import dataset, evaluate
 
     pixels, labels = dataset.test_split()
-    accuracy = float((evaluate.predict(module, pixels) == labels).mean())
+    with parity.one_torch_thread():
+        accuracy = float((evaluate.predict(module, pixels) == labels).mean())
     return Labelled(preprocessor.normalise(pixels)[:, None], labels, accuracy)

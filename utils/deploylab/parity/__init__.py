@@ -6,7 +6,7 @@
 """
 
 from deploylab.parity.layers import Bisection, Layer, bisect, bisect_modules, bisect_onnx
-from deploylab.parity.reference import Reference, module_reference, onnx_reference, tolerance_for
+from deploylab.parity.reference import Reference, module_reference, one_torch_thread, onnx_reference, tolerance_for
 from deploylab.parity.verdict import Tolerance, Verdict, compare_outputs, relative_error, tolerance_from_noise
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "bisect_onnx",
     "compare_outputs",
     "module_reference",
+    "one_torch_thread",
     "onnx_reference",
     "relative_error",
     "tolerance_for",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import numpy as np
 
 from deploylab.errors import InputError, ModelError
-from deploylab.parity.reference import evaluate_in_double, unoptimised_session
+from deploylab.parity.reference import evaluate_in_double, one_torch_thread, unoptimised_session
 from deploylab.parity.verdict import LEAST_NOISE, NOISE_FACTOR, Arrays, relative_error
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _module_values(module: torch.nn.Module, arrays: Sequence[np.ndarray]) -> dic
     leaves = [(name or "model", part) for name, part in module.named_modules() if not any(part.children())]
     handles = [handle for name, leaf in leaves for handle in watch(name, leaf)]
     try:
-        with torch.inference_mode():
+        with one_torch_thread(), torch.inference_mode():
             module(*(torch.from_numpy(np.array(array)) for array in arrays))
     finally:
         for handle in handles:

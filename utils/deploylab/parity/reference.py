@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,23 @@ def run_module(module: torch.nn.Module, samples: Sequence[Sequence[np.ndarray]])
     """Outputs of a torch module for every sample, concatenated along the leading axis."""
     import torch
 
-    with torch.inference_mode():
+    with one_torch_thread(), torch.inference_mode():
         results = [module(*(torch.from_numpy(np.array(array)) for array in sample)) for sample in samples]
     rows = [result if isinstance(result, (tuple, list)) else (result,) for result in results]
     return _concatenated([[tensor.numpy() for tensor in row] for row in rows])
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone: its pool spins, and takes a hundred times as long on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def onnx_reference(path: Path, samples: Sequence[Sequence[np.ndarray]], max_seconds: float = 60.0) -> Reference:
