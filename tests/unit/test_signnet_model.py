@@ -73,7 +73,7 @@ def test_every_sample_is_read_right(shipped):
 
 
 def test_deployment_mistakes_show(shipped):
-    """The reason why this task was chosen: each of these mistakes costs much accuracy."""
+    """The reason why this task was chosen: each of these mistakes costs accuracy that nobody overlooks."""
     images, labels = dataset.test_split()
     images, labels = images[::8], labels[::8]
     right = evaluate(predict(shipped, images), labels).accuracy
@@ -83,7 +83,7 @@ def test_deployment_mistakes_show(shipped):
         unscaled = shipped(torch.from_numpy(images).permute(0, 3, 1, 2).float()).argmax(dim=1).numpy()
     assert swapped < right - 0.2
     assert mirrored < right - 0.1
-    assert evaluate(unscaled, labels).accuracy < right - 0.2
+    assert evaluate(unscaled, labels).accuracy < right - 0.1
 
 
 def test_a_damaged_checkpoint_is_refused(copy_of_the_checkpoint):

@@ -90,7 +90,7 @@ def test_control_c_saves_and_stops(tiny_pool, tmp_path, monkeypatch):
 def test_a_state_of_another_recipe_is_refused(tmp_path):
     Trainer(TINY).save(tmp_path / "state.pt")
     with pytest.raises(ModelError, match="another recipe"):
-        Trainer(Recipe(images=64)).load(tmp_path / "state.pt")
+        Trainer(Recipe(images=64, batch=8)).load(tmp_path / "state.pt")
 
 
 def test_a_damaged_state_is_refused(tmp_path):
