@@ -147,7 +147,7 @@ def has_the_anatomy(lab: Lab) -> Iterator[str]:
     for word in ("Objectives", "The question", "Trap", "Recap", "Read on"):
         if not any(re.match(rf"#+ {word}\b", heading) for heading in lab.headings):
             yield f"there is no section '{word}'"
-    if not any("image/png" in output.get("data", {}) for cell in lab.code for output in cell.outputs):
+    if not any(_is_figure(output) for cell in lab.code for output in cell.outputs):
         yield "there is no figure among the outputs"
 
 
@@ -198,7 +198,7 @@ def enough_cells_are_checked(lab: Lab) -> Iterator[str]:
     for cell in checked:
         if not cell.outputs or not cell.execution_count:
             yield f"a checked cell has no stored output, so nothing is compared: {_first_line(cell.source)!r}"
-        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+        if any(_is_figure(output) for output in cell.outputs):
             yield f"a checked cell draws a figure, which nbval never compares: {_first_line(cell.source)!r}"
     for cell in lab.code:
         if SKIPPED in cell.metadata.get("tags", ()) and not cell.metadata.get("reason"):
@@ -389,6 +389,10 @@ def _texts(lab: Lab) -> Iterator[str]:
         for output in cell.get("outputs", ()):
             yield str(output.get("text", ""))
             yield from (str(data) for mime, data in output.get("data", {}).items() if not mime.startswith("image/"))
+
+
+def _is_figure(output: nbformat.NotebookNode) -> bool:
+    return bool({"image/png", "image/jpeg"} & set(output.get("data", {})))
 
 
 def _lines(source: str) -> int:

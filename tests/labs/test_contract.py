@@ -130,7 +130,7 @@ def import_engine_first(lab: Lab) -> None:
 
 def remove_figures(lab: Lab) -> None:
     for cell in lab.code:
-        cell.outputs = [output for output in cell.outputs if "image/png" not in output.get("data", {})]
+        cell.outputs = [output for output in cell.outputs if "data" not in output]
 
 
 def rename_section(word: str) -> Callable[[Lab], None]:

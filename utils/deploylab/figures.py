@@ -25,7 +25,9 @@ def pictures(
 ) -> Figure:
     """A grid of pictures, (H, W, 3) or (H, W), uint8 or floats in 0..1. ``right`` colours each title."""
     rows = -(-len(images) // columns)
-    with _drawn(rows, columns, figsize=(7.6, (0.4 if title else 0) + rows * (7.6 / columns + 0.22))) as (figure, grid):
+    shape = max(picture.shape[0] / picture.shape[1] for picture in images)
+    height = (0.4 if title else 0) + rows * (7.6 / columns * shape + 0.25)
+    with _drawn(rows, columns, figsize=(7.6, height)) as (figure, grid):
         for axes, *picture in zip(grid.flat, images, titles, right or [None] * len(images), strict=False):
             _show_picture(axes, *picture)
         for axes in grid.flat:
@@ -37,11 +39,12 @@ def pictures(
 def picture_table(rows: Mapping[str, Sequence[tuple[np.ndarray, str, bool]]], title: str = "") -> Figure:
     """One row of pictures for each key; each picture comes with its caption and whether that is right."""
     columns = max(map(len, rows.values()))
-    with _drawn(len(rows), columns, figsize=(7.6, 0.4 + 1.5 * len(rows))) as (figure, grid):
+    with _drawn(len(rows), columns, figsize=(7.6, 0.4 + 1.45 * len(rows))) as (figure, grid):
         for line, (name, cells) in zip(grid, rows.items(), strict=True):
             for axes, cell in zip(line, cells, strict=False):
                 _show_picture(axes, *cell)
                 axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(True)
             line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
         _head(figure, title)
     return figure
@@ -151,12 +154,12 @@ def roofline(
 ) -> Figure:
     """The roof min(peak, intensity * bandwidth), and what layers and whole programs reach below it.
 
-    ``peak`` in GFLOP/s, ``bandwidths`` in GB/s, ``layers`` arrays (N, 2) of FLOP per byte and GFLOP/s, ``programs`` the
-    same for one point each. Williams, Waterman and Patterson, CACM 52(4), 2009.
+    ``peak`` in GFLOP/s, ``bandwidths`` in GB/s, ``layers`` arrays of which column 0 is FLOP per byte and column 1
+    GFLOP/s, ``programs`` the same for one point each. Williams, Waterman and Patterson, CACM 52(4), 2009.
     """
     with _drawn(figsize=(7.6, 4.4)) as (figure, grid):
         axes = grid.flat[0]
-        points = np.vstack([*layers.values(), *([point] for point in programs.values())])
+        points = np.vstack([*(found[:, :2] for found in layers.values()), *programs.values()])
         intensity = np.geomspace(
             points[:, 0].min() / 2, max(points[:, 0].max(), peak / min(bandwidths.values())) * 3, 200
         )
