@@ -183,7 +183,10 @@ class _NcnnSession(Session):
         code, mat = extractor.extract(taken.blob)
         if code != 0:
             raise EngineError(f"ncnn failed to compute {taken.spec.name!r} (code {code})")
-        values = np.array(mat.numpy(taken.format, **taken.axis))
+        if taken.axis and mat.n == 1 and not taken.format:
+            values = np.array(mat)[None]  # a tenth of the time of the general way
+        else:
+            values = np.array(mat.numpy(taken.format, **taken.axis))
         if not taken.spec.fits_shape(values.shape):
             raise EngineError(
                 f"ncnn computed {taken.spec.name!r} of shape {values.shape}, the model says {taken.spec.shape_text}: "
