@@ -112,6 +112,7 @@ def run(lab: Lab, timeout: int) -> str:
         lab.notebook,
         timeout=timeout,
         kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns about TCP on the local machine
         record_timing=True,  # for the report only; normalise() removes it
         coalesce_streams=True,
         resources={"metadata": {"path": str(lab.path.parent)}},

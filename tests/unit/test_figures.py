@@ -50,3 +50,10 @@ def test_the_roof_is_the_lower_of_the_two_limits():
     figure = DRAWN["roofline"]()
     x, y = figure.axes[0].lines[0].get_data()
     assert np.allclose(y, np.minimum(50, 10 * np.asarray(x)))
+
+
+def test_logarithmic_axes_have_plain_numbers():
+    figure = DRAWN["distribution"]()
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert {"1", "2"} <= set(labels)

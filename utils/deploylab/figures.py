@@ -195,4 +195,18 @@ def _drawn(rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Fi
     with plt.style.context(STYLE):
         figure, grid = plt.subplots(rows, columns, squeeze=False, **options)
         yield figure, grid
+        for axes in grid.flat:
+            _plain_numbers(axes)
         plt.close(figure)
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """0.5, 1, 2, 5 on logarithmic axes instead of powers of ten."""
+    from matplotlib import ticker
+
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if axis.get_scale() == "log":
+            marks = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+            axis.set_major_locator(ticker.LogLocator(subs=marks))
+            axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(ticker.NullFormatter())
