@@ -93,7 +93,7 @@ WRONG_INTERLEAVED = [
     (upside_down, "time b / time a"),
     (by_means, "take the median of the rounds' ratios"),
     (all_ratios, "Return one number, not list"),
-    (lambda time_a, time_b, rounds: time_b() / time_a(), "Take turns"),
+    (lambda time_a, time_b, rounds: time_b() / time_a(), "20 rounds, but a ran 1 and b 1 times"),
     (lambda time_a, time_b, rounds: 2.0, "Neither time_a() nor time_b() was called"),
 ]
 

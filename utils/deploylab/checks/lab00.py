@@ -38,7 +38,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-@exercise("The same array as the course's own preprocessor, bit for bit of what matters.")
+@exercise("The same array as the course's own preprocessor makes.")
 def preprocess(attempt: Callable) -> None:
     """``preprocess(pixels)``: uint8 RGB (H, W, 3) -> float32 (1, 3, 64, 64) in [0, 1], C-contiguous."""
     from deploylab.image import SIGNNET

@@ -83,14 +83,14 @@ def interleaved_ratio(attempt: Callable) -> None:
     got = attempt(machine.a, machine.b, 20)
     expect(machine.calls, "Neither time_a() nor time_b() was called; each call measures once and returns seconds.")
     order = "".join(machine.calls)
+    expect(
+        order.count("a") == order.count("b") == 20,
+        f"20 rounds, but a ran {order.count('a')} and b {order.count('b')} times.",
+    )
     turns = sum(one != other for one, other in itertools.pairwise(order))
     expect(
         turns >= 20,
         "All of one, then all of the other: what the machine does meanwhile counts for one alone. Take turns.",
-    )
-    expect(
-        order.count("a") == order.count("b") == 20,
-        f"20 rounds, but a ran {order.count('a')} and b {order.count('b')} times.",
     )
     expect(np.isscalar(got), f"Return one number, not {type(got).__name__}.")
     expect(not 0.4 < got < 0.6, "That is time a / time b. How many times as long b takes is time b / time a.")
@@ -114,8 +114,8 @@ def arithmetic_intensity(attempt: Callable) -> None:
         wrong = {
             "a multiply and an add are two operations; you counted one": parts["macs"] / (4 * moved),
             "a float32 has 4 bytes; you counted numbers, not bytes": flops / moved,
-            "the weights are read as well": flops / (4 * (parts["input"] + parts["output"])),
-            "the output is written as well": flops / (4 * (parts["input"] + parts["weights"])),
+            "you left out that the weights are read as well": flops / (4 * (parts["input"] + parts["output"])),
+            "you left out that the output is written as well": flops / (4 * (parts["input"] + parts["weights"])),
             "that is bytes per FLOP, upside down": 1 / want,
             "with groups, each output channel sees only channels_in / groups inputs": _ungrouped(*sizes),
             "the kernel has kernel x kernel weights per channel pair, not kernel": _flat_kernel(*sizes),
