@@ -129,6 +129,11 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append(
             f"accuracy: top-1 on the frozen test split; torch in float32 has {comparison.reference_accuracy:.2%}"
         )
+    if any(row.precision != "fp32" for row in comparison.rows):
+        judged = (
+            "and accuracy must be at least 99 % of float32's" if comparison.reference_accuracy else "not by accuracy"
+        )
+        lines.append(f"reduced precision: judged by the tolerance times how much coarser it rounds, {judged}")
     if comparison.measured:
         lines.append(
             f"vs {comparison.baseline_text}: how many times as fast at the same thread count, "

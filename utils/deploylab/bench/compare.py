@@ -401,9 +401,7 @@ def _busy_before() -> list[str]:
         return []
     if load <= 0.5 * cores:
         return []
-    return [
-        f"the machine was busy before this began (load {load:.1f} on {cores} cores): believe ratios more than times"
-    ]
+    return [f"the machine was busy before this began (load {load:.1f} on {cores} cores): trust ratios more than times"]
 
 
 def _busy_during(rows: Sequence[Row]) -> list[str]:
