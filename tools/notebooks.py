@@ -182,7 +182,8 @@ def _slowest(lab: Lab, count: int = 3) -> str:
     for cell in lab.code:
         marks = cell.metadata.get("execution", {})
         if "shell.execute_reply" in marks and "iopub.execute_input" in marks:
-            begin, end = (datetime.fromisoformat(marks[key]) for key in ("iopub.execute_input", "shell.execute_reply"))
+            stamps = (marks[key] for key in ("iopub.execute_input", "shell.execute_reply"))
+            begin, end = (datetime.fromisoformat(stamp.replace("Z", "+00:00")) for stamp in stamps)  # Z: Python 3.11
             taken[cell.execution_count] = (end - begin).total_seconds()
     slowest = sorted(taken, key=taken.get, reverse=True)[:count]
     return ", ".join(f"[{number}] {taken[number]:.1f} s" for number in slowest)
