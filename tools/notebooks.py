@@ -199,7 +199,7 @@ def _shrink_figures(cell: nbformat.NotebookNode) -> None:
             if image.getcolors(MANY_COLOURS):
                 image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
             else:
-                image.save(buffer, "JPEG", quality=75, optimize=True)
+                image.save(buffer, "JPEG", quality=68, optimize=True)
                 del output.data["image/png"]
             kind = "image/png" if "image/png" in output.data else "image/jpeg"
             output.data[kind] = base64.b64encode(buffer.getvalue()).decode()
