@@ -10,7 +10,7 @@ RUN = $(or $(BOOT),$(error No Python found. Install Python 3.10 to 3.13, or name
 help:
 	@echo "make lab        set up the core and open the course in JupyterLab"
 	@echo "make test       set up everything and run every test and every notebook"
-	@echo "make tour       doctor, then one model through every engine (about a minute, no browser)"
+	@echo "make tour       doctor, then one model through every engine (one to two minutes, no browser)"
 	@echo "make setup      only set up (ALL=1: with all extras)"
 	@echo "make format     format and fix code and notebooks;  make lint only checks"
 	@echo "make lock       compile constraints.txt from pyproject.toml (UPGRADE=1: newest versions)"

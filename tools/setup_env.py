@@ -565,7 +565,7 @@ def distclean(environment, options):
 COMMANDS = {
     "lab": (lab, "set up the core and open the course in JupyterLab"),
     "test": (test, "set up everything and run every test and every notebook"),
-    "tour": (tour, "doctor, then one model through every engine, without a browser (about a minute)"),
+    "tour": (tour, "doctor, then one model through every engine, without a browser (one to two minutes)"),
     "setup": (setup, "set up the core, or with --all everything"),
     "format": (format_code, "format and fix code and notebooks"),
     "lint": (lint, "check format and code"),
