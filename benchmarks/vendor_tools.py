@@ -49,7 +49,7 @@ class Agreement:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="signnet")
+    parser.add_argument("--models", default="signnet,mobilenet_v2", help="models of the course with commas between")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
@@ -58,11 +58,12 @@ def main() -> None:
     given = parser.parse_args()
     try:
         chosen = [engines.get(name) for name in given.engines.split(",")]
-        what = subject.named(given.model)
-        found = [row for engine in chosen for row in compare(engine.name, what, given)]
+        lines = conditions(given)
+        for model in given.models.split(","):
+            what = subject.named(model)
+            lines += table(model, [row for engine in chosen for row in compare(engine.name, what, given)])
     except DeployLabError as error:
         sys.exit(f"error: {error}")
-    lines = table(found, given)
     print("\n".join(lines))
     if given.markdown:
         insert(given.markdown, lines)
@@ -172,16 +173,24 @@ def benchmark_app(artifact: Artifact, stored: Path, x: np.ndarray, given: argpar
     return float(found[1])
 
 
-def table(found: list[Agreement], given: argparse.Namespace) -> list[str]:
-    """The result as a Markdown table with the command and the machine."""
+def conditions(given: argparse.Namespace) -> list[str]:
+    """The command and the machine, as it is before the run."""
     facts = machine.describe()
-    lines = [
-        f"Command: `python benchmarks/vendor_tools.py --model {given.model} --threads {given.threads} "
+    return [
+        f"Command: `python benchmarks/vendor_tools.py --models {given.models} --threads {given.threads} "
         f"--rounds {given.rounds} --samples {given.samples}`",
         "",
         f"Machine: {facts.get('board') or facts['cpu']}, {facts['usable_cores']} usable core(s), "
         f"{', '.join(facts['features'])}; {facts['system']}; Python {facts['python']}; "
         f"load before the run {os.getloadavg()[0]:.1f}",
+    ]
+
+
+def table(model: str, found: list[Agreement]) -> list[str]:
+    """The result for one model as a Markdown table."""
+    lines = [
+        "",
+        f"### {model}",
         "",
         "| engine | vendor's tool | DeployLab p50, ms | vendor's p50, ms | difference, % (lowest to highest round) "
         "| adapter overhead, us a call |",
