@@ -234,6 +234,10 @@ def test_accuracy_decides_too(quick, model):
     bad = quick(other, engines=["onnxruntime"])
     assert bad.rows[0].status == "parity"
     assert "accuracy 90.00%, needed 99.00%" in bad.rows[0].reason
+    left_out = quick(other, engines=["onnxruntime"], accuracy=False)
+    assert left_out.rows[0].ok
+    assert left_out.rows[0].accuracy is None
+    assert left_out.reference_accuracy is None
 
 
 def test_reduced_precision_may_be_off_by_its_own_rounding(model):

@@ -59,6 +59,7 @@ def compare(
         float, typer.Option(help="Seconds after which an engine that does not answer is ended.")
     ] = 300.0,
     memory: Annotated[bool, typer.Option(help="Also measure memory, in processes of its own.")] = True,
+    accuracy: Annotated[bool, typer.Option(help="Also measure accuracy, where the model has a test split.")] = True,
 ) -> None:
     """Run a model through the engines: parity first, then latency, cold start, memory. Rows go to the ledger.
 
@@ -76,6 +77,7 @@ def compare(
             "max_seconds": max_seconds,
             "timeout_s": timeout,
             "memory": memory,
+            "accuracy": accuracy,
         }
         _require_files(model, image)
         from deploylab.bench.compare import compare as run

@@ -29,7 +29,7 @@ _TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "clang": (("clang",), ("--version",)),
     "cmake": (("cmake",), ("--version",)),
     "nvcc": (("nvcc",), ("--version",)),
-    "java": (("java",), ("-version",)),
+    "java": (("java",), ("-XX:-UsePerfData", "-version")),
     "node": (("node",), ("--version",)),
     "arm64 emulator": (("qemu-aarch64-static", "qemu-aarch64"), ("--version",)),
     "chromium": (("chromium", "chromium-browser"), ("--version",)),

@@ -77,6 +77,7 @@ def compare(
     max_seconds: float = 20.0,
     timeout_s: float = 300.0,
     memory: bool = True,
+    accuracy: bool = True,
     out_dir: Path | str | None = None,
     ledger_path: Path | str | None = None,
     record: bool = True,
@@ -91,7 +92,8 @@ def compare(
     ``rounds`` rounds, for at most
     ``max_seconds`` a row; 662 are needed for a p99. No single request to a worker may last longer than ``timeout_s``.
     ``progress(done, total, what)`` hears of every step. ``launch(engine, threads)`` gives another command that starts
-    a worker. With ``record`` the rows go to the ledger.
+    a worker. ``memory`` and ``accuracy`` (on the frozen test split, where the model has one) can be left out to save
+    time. With ``record`` the rows go to the ledger.
 
     An engine that fails keeps its row with the reason. Raises :class:`DeployLabError` only where nothing can be
     compared: unknown model or engine, unreadable image, no reference.
@@ -103,6 +105,8 @@ def compare(
     with steps("preparing the model, its inputs and the float64 reference"):
         notes += _busy_before()
         what = _subject(model, Path(image) if image is not None else None, example, shapes)
+        if not accuracy:
+            what = replace(what, test=None)
     artifacts = _convert_all(rows, what, Path(out_dir) if out_dir else paths.build() / "artifacts", steps)
     bench = _Bench(what, effort, launch or (lambda engine, threads: client.COMMAND), steps)
     bench.run(rows, artifacts, memory)
