@@ -232,7 +232,7 @@ class _Bench:
                 if row.ok:
                     self._guarded(row, self._watch_memory, row)
         for row in rows:
-            row.cold_start = _fastest_start(self.starts.get(row.label, ()))
+            row.cold_start = _median_start(self.starts.get(row.label, ()))
 
     def _guarded(self, row: Row, work: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -372,7 +372,7 @@ def _surprises(row: Row) -> list[str]:
     return found
 
 
-def _fastest_start(starts: Sequence[ColdStart]) -> ColdStart | None:
+def _median_start(starts: Sequence[ColdStart]) -> ColdStart | None:
     if not starts:
         return None
     parts = {

@@ -15,9 +15,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class ColdStart:
-    """Seconds from nothing to the first answer, each part the fastest of ``n`` fresh processes.
+    """Seconds from nothing to the first answer, each part the median of ``n`` fresh processes.
 
-    The fastest, because what is meant is a restart: the files are in the disk cache, compiled code in the engine's.
+    With two processes that is the middle between them. An engine that compiles at its first load and caches the code
+    is slower in the first one, so its figure lies between a first start and a restart.
     """
 
     process: float
