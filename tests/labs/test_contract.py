@@ -179,7 +179,7 @@ FAULTS = [
     (add_line("!apt-get install -y x"), "installs something"),
     (add_line('open("/home/somebody/model.onnx")'), "a path of a machine"),
     (print_to("stdout", "saved to /tmp/model.onnx"), "a path of a machine"),
-    (print_to("stdout", str(contract.ROOT)), "a path of"),
+    (print_to("stdout", str(contract.ROOT)), "path of"),
     (print_to("stderr", "UserWarning: deprecated"), "a message on stderr"),
     (set_meta("title", "Another title"), "the first heading must be"),
     (set_meta("title", "Another title"), "README's course table"),
