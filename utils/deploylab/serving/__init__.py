@@ -1,0 +1,1 @@
+"""A model behind HTTP: Flask application, micro-batching, server processes, load generator, scale-out."""
