@@ -1,0 +1,189 @@
+"""Environments beside ``.venv``, for model servers whose packages would not fit into it: ``.envs/NAME``.
+
+    python tools/side_env.py triton litserve     make or complete these; returns at once where nothing is to do
+    python tools/side_env.py --lock triton       compile tools/environments/triton.txt anew
+    python tools/side_env.py --list              what there is, and what is installed
+
+Each holds exactly what ``tools/environments/NAME.txt`` pins, with NumPy, Pillow and ONNX Runtime in the versions of
+constraints.txt, so that two servers differ by the server alone. DeployLab itself is not installed there: put ``utils``
+on PYTHONPATH, it imports without torch. ``.venv`` must exist; its uv does the work, with pip's settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import setup_env
+from setup_env import ROOT, SetupError, run_step, say
+
+SHARED = ("numpy", "onnxruntime", "pillow")  # what our own code needs there
+LINUX = ("Linux x86_64", "Linux aarch64")
+HEADER = "# Exact versions of the environment {name}. Made by `python tools/side_env.py --lock {name}`; do not edit.\n"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an environment is for: its own requirements, besides SHARED, and the machines they exist for."""
+
+    title: str
+    requirements: tuple[str, ...]
+    platforms: tuple[str, ...] = ()  # "System machine"; empty: all
+    gigabytes: float = 1.0
+
+
+RECIPES = {
+    "triton": Recipe(
+        "Triton Inference Server (nvidia-pytriton)", ("nvidia-pytriton==0.7.0; sys_platform == 'linux'",), LINUX
+    ),
+    "litserve": Recipe("LitServe", ("litserve==0.2.19",)),
+    "bentoml": Recipe("BentoML", ("bentoml==1.4.39",)),
+    "mlserver": Recipe("MLServer", ("mlserver==1.7.1",)),
+}
+FOR_THE_LABS = ("triton",)
+
+
+class SideEnvironment:
+    """``.envs/NAME`` in the checkout ``project``, and the stamp that says it is complete."""
+
+    def __init__(self, name: str, project: Path = ROOT) -> None:
+        if name not in RECIPES:
+            raise SetupError(f"There is no environment {name!r}; choose from {', '.join(RECIPES)}.")
+        self.name, self.project = name, Path(project)
+        self.recipe = RECIPES[name]
+        self.folder = self.project / ".envs" / name
+        self.python = setup_env.venv_python(self.folder)
+        self.stamp = self.folder / "deploylab-installed.json"
+        self.lock = self.project / "tools" / "environments" / f"{name}.txt"
+        self.main = self.project / ".venv"
+
+    def fingerprint(self) -> str:
+        """Changes with the lock, the Python of ``.venv`` and the place of the checkout."""
+        version = setup_env.probe(str(setup_env.venv_python(self.main)))
+        parts = [self.lock.read_text(), str(version and version["version"]), str(self.project.resolve())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def is_current(self) -> bool:
+        """Whether everything of the lock was installed, and its Python still runs."""
+        try:
+            stamp = json.loads(self.stamp.read_text())
+        except (OSError, ValueError):
+            return False
+        return stamp.get("fingerprint") == self.fingerprint() and setup_env.probe(str(self.python)) is not None
+
+    def ensure(self) -> Path:
+        """Make the environment, or repair it; its Python. Raises :class:`SetupError` saying what to do."""
+        if not self.is_current():
+            self._check_possible()
+            self.folder.parent.mkdir(exist_ok=True)
+            with setup_env.alone_in(self.folder.parent):
+                if not self.is_current():
+                    self._install()
+        return self.python
+
+    def _check_possible(self) -> None:
+        here = f"{platform.system()} {platform.machine()}"
+        if self.recipe.platforms and here not in self.recipe.platforms:
+            raise SetupError(f"{self.recipe.title} exists for {' and '.join(self.recipe.platforms)}; this is {here}.")
+        if not Path(setup_env.venv_tool(self.main, "uv")).exists():
+            raise SetupError(f"{self.main} has no uv, which installs the other environments: run `make setup` first.")
+        free = setup_env.shutil.disk_usage(str(self.project)).free / 1e9
+        if free < self.recipe.gigabytes:
+            raise SetupError(
+                f"Not enough disk: {self.project} has {free:.1f} GB free, {self.recipe.title} needs about "
+                f"{self.recipe.gigabytes} GB."
+            )
+
+    def _install(self) -> None:
+        say(f"Setting up {self.recipe.title} in {self.folder}")
+        if self.folder.exists():
+            setup_env.remove_folder(self.folder)
+        uv, python = setup_env.venv_tool(self.main, "uv"), setup_env.venv_python(self.main)
+        settings = setup_env.pip_settings(python)
+        env = setup_env.uv_environment(settings, os.environ)
+        no_index = ["--no-index"] if setup_env.truthy(settings.get("no-index")) else []
+        run_step("Creating the environment", [uv, "venv", "--quiet", "--python", python, self.folder], env=env)
+        install = [uv, "pip", "install", "--python", self.python, "--no-deps", *no_index, "--requirement", self.lock]
+        run_step(f"Installing the packages of {self.lock.relative_to(self.project)}", install, env=env)
+        content = {"fingerprint": self.fingerprint(), "folder": str(self.folder)}
+        self.stamp.write_text(json.dumps(content, indent=2) + "\n")
+        say("Ready.")
+
+    def compile(self) -> None:
+        """Write the lock: the recipe's requirements for every Python of the course, SHARED as in constraints.txt."""
+        python = setup_env.venv_python(self.main)
+        settings = setup_env.pip_settings(python)
+        for name in ("find-links", "extra-index-url"):  # wheels of one machine must not enter the lock
+            settings.pop(name, None)
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
+        drafts = self.project / "build" / "environments"
+        drafts.mkdir(parents=True, exist_ok=True)
+        wanted, shared, draft = (drafts / f"{self.name}-{part}.txt" for part in ("wanted", "shared", "lock"))
+        wanted.write_text("\n".join([*self.recipe.requirements, *SHARED]) + "\n")
+        shared.write_text("\n".join(self._shared_pins()) + "\n")
+        if self.lock.exists():  # versions stay where they may; delete the lock first to take the newest
+            draft.write_text(self.lock.read_text())
+        everywhere = ["--universal", "--python-version", "3.10"]
+        quiet = ["--quiet", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+        command = [setup_env.venv_tool(self.main, "uv"), "pip", "compile", "--no-config"]
+        run_step(
+            f"Resolving {self.recipe.title}",
+            [*command, *everywhere, *quiet, "--override", shared, wanted, "-o", draft],
+            env=setup_env.uv_environment(settings, environ),
+            cwd=self.project,
+        )
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
+        self.lock.write_text(HEADER.format(name=self.name) + draft.read_text())
+
+    def _shared_pins(self) -> list[str]:
+        lines = (self.project / "constraints.txt").read_text().splitlines()
+        return [line for line in lines if re.split(r"[=\s;]", line)[0] in SHARED]
+
+
+def size_mb(name: str) -> float:
+    """What the environment takes on disk, in MB (10^6 bytes)."""
+    folder = SideEnvironment(name).folder
+    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir()) / 1e6
+
+
+def show() -> None:
+    for name, recipe in RECIPES.items():
+        environment = SideEnvironment(name)
+        state = f"installed, {size_mb(name):.0f} MB" if environment.is_current() else "not installed"
+        say(f"{name:10} {state:22} {recipe.title}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Environments beside .venv, for model servers.")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"from {', '.join(RECIPES)}; `labs`: what the labs use"
+    )
+    parser.add_argument("--lock", action="store_true", help="compile the list of exact versions instead of installing")
+    parser.add_argument("--list", action="store_true", help="show what there is")
+    options = parser.parse_args(arguments)
+    names = [each for name in options.names for each in (FOR_THE_LABS if name == "labs" else (name,))]
+    try:
+        for name in names:
+            environment = SideEnvironment(name)
+            environment.compile() if options.lock else environment.ensure()
+    except (SetupError, subprocess.SubprocessError) as error:
+        print(f"\nSet-up stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again; it starts afresh.", file=sys.stderr)
+        return 130
+    if options.list or not names:
+        show()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
