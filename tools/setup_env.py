@@ -454,8 +454,16 @@ def lab(environment, options):
     return call(*lab_command(environment.python, browser, options.port))
 
 
+def servers(environment, options):
+    """The model servers that need an environment of their own, for lab 05 (``tools/side_env.py``)."""
+    environment.ensure()
+    return subprocess.call([str(environment.python), str(ROOT / "tools" / "side_env.py"), "labs"])
+
+
 def test(environment, options):
     environment.ensure(ALL_EXTRAS)
+    if servers(environment, options) != 0:
+        say("Lab 05 skips what it cannot start, and says so; `make servers` tries again.")
     pytest = [environment.python, "-m", "pytest"]
     sanitize = "--nbval-sanitize-with=tests/nbval_sanitize.cfg"
     notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", sanitize, "labs"]
@@ -559,6 +567,9 @@ def distclean(environment, options):
     if environment.venv.exists():
         remove_folder(environment.venv)
         say("Removed .venv.")
+    if (ROOT / ".envs").exists():
+        remove_folder(ROOT / ".envs")
+        say("Removed .envs.")
     return 0
 
 
@@ -567,6 +578,7 @@ COMMANDS = {
     "test": (test, "set up everything and run every test and every notebook"),
     "tour": (tour, "doctor, then one model through every engine, without a browser (one to two minutes)"),
     "setup": (setup, "set up the core, or with --all everything"),
+    "servers": (servers, "set up the model servers of lab 05 that need an environment of their own"),
     "format": (format_code, "format and fix code and notebooks"),
     "lint": (lint, "check format and code"),
     "lock": (lock, "compile constraints.txt from pyproject.toml"),

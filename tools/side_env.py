@@ -19,6 +19,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +39,36 @@ class Recipe:
     requirements: tuple[str, ...]
     platforms: tuple[str, ...] = ()  # "System machine"; empty: all
     gigabytes: float = 1.0
+    finish: Callable[[SideEnvironment], None] | None = None  # a last step of the installation
+
+
+def give_triton_this_python(environment: SideEnvironment) -> None:
+    """Put the shared library of the environment's own Python where Triton's Python backend looks first.
+
+    It embeds an interpreter and takes the system's libpython otherwise, which breaks on another patch release's
+    standard library. Python 3.13 comes with the package.
+    """
+    ask = "import json, sysconfig as s; print(json.dumps([s.get_config_var(n) for n in ('LIBDIR', 'INSTSONAME')]))"
+    folder, name = json.loads(subprocess.check_output([str(environment.python), "-c", ask]))
+    library = Path(folder or "", name or "")
+    beside = next(environment.folder.glob("lib/python*/site-packages/nvidia_pytriton.libs"))
+    if any(beside.glob("libpython3-*.13.so*")) and ".13." in name:
+        return
+    if not library.is_file() or ".so" not in library.name:
+        raise SetupError(
+            f"Triton needs Python as a shared library, and {library} is not there.\n"
+            "Debian/Ubuntu: sudo apt install libpython3-dev, then run the same command again."
+        )
+    (beside / library.name).unlink(missing_ok=True)
+    (beside / library.name).symlink_to(library)
 
 
 RECIPES = {
     "triton": Recipe(
-        "Triton Inference Server (nvidia-pytriton)", ("nvidia-pytriton==0.7.0; sys_platform == 'linux'",), LINUX
+        "Triton Inference Server (nvidia-pytriton)",
+        ("nvidia-pytriton==0.7.0; sys_platform == 'linux'",),
+        LINUX,
+        finish=give_triton_this_python,
     ),
     "litserve": Recipe("LitServe", ("litserve==0.2.19",)),
     "bentoml": Recipe("BentoML", ("bentoml==1.4.39",)),
@@ -113,6 +139,8 @@ class SideEnvironment:
         run_step("Creating the environment", [uv, "venv", "--quiet", "--python", python, self.folder], env=env)
         install = [uv, "pip", "install", "--python", self.python, "--no-deps", *no_index, "--requirement", self.lock]
         run_step(f"Installing the packages of {self.lock.relative_to(self.project)}", install, env=env)
+        if self.recipe.finish:
+            self.recipe.finish(self)
         content = {"fingerprint": self.fingerprint(), "folder": str(self.folder)}
         self.stamp.write_text(json.dumps(content, indent=2) + "\n")
         say("Ready.")
