@@ -1,0 +1,192 @@
+"""From the bytes of pictures to the most likely classes, with the time of every stage. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deploylab import engines, models
+from deploylab.engines import Session
+from deploylab.errors import DeployLabError, EngineError, InputError
+from deploylab.image import FORMATS, Preprocessor
+from deploylab.serving import artifacts
+from deploylab.serving.batcher import CallQueue, Direct, MicroBatcher, Run
+from deploylab.serving.limits import Limits
+
+REDUCING_GAP = 2.0
+"""How much larger than needed a JPEG is left by the decoder; see :class:`~deploylab.image.Preprocessor`."""
+
+DEFAULT_TOP_K = 5
+
+Top = list[tuple[str, float]]
+"""Labels and probabilities, the most likely first."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of pictures given together: for each its :data:`Top` or the error it caused, in their order.
+
+    ``seconds`` by stage: decode, preprocess, queue, inference. ``batch``: rows the engine ran at once.
+    """
+
+    results: list[Top | DeployLabError]
+    seconds: dict[str, float] = field(default_factory=dict)
+    batch: int = 0
+
+
+class Predictor:
+    """A model behind a queue, with what comes before it (decode, preprocess) and after it (softmax, top-k).
+
+    ``run`` takes float32 (n, 3, H, W) and returns logits (n, classes): a session, which is then run one call at a
+    time, or a :class:`MicroBatcher` or :class:`Direct`. ``labels`` name the classes; None numbers them. Safe to use
+    from any number of threads.
+    """
+
+    def __init__(
+        self,
+        run: Run | CallQueue,
+        preprocess: Preprocessor,
+        labels: Sequence[str] | None,
+        *,
+        name: str = "model",
+        facts: Mapping[str, Any] | None = None,
+        top_k: int = DEFAULT_TOP_K,
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.queue = run if isinstance(run, CallQueue) else Direct(run, max_queue=self.limits.max_queue)
+        self.preprocess = preprocess
+        self.name = name
+        self.facts = dict(facts or {})
+        self.top_k = top_k
+        self.input_shape = (3, preprocess.size, preprocess.size)
+        classes = len(self._warm_up())
+        self.labels = tuple(labels) if labels is not None else tuple(f"class {index}" for index in range(classes))
+        if len(self.labels) != classes:
+            raise InputError(f"{len(self.labels)} labels were given for a model with {classes} classes")
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "signnet",
+        engine: str = "onnxruntime",
+        threads: int = 1,
+        *,
+        precision: str = "fp32",
+        batch: int | None = None,
+        max_wait_s: float = 0.002,
+        top_k: int = DEFAULT_TOP_K,
+        limits: Limits | None = None,
+    ) -> Predictor:
+        """Load ``model`` (a name of the course, or an ONNX file that takes a picture), converting it if need be.
+
+        ``threads`` is the number of intra-op threads. ``batch`` joins up to that many pictures of waiting requests
+        into one call, waiting at most ``max_wait_s`` for company; None answers them one after the other. Raises
+        :class:`DeployLabError` if the model, the engine or the conversion fails, or if ``batch`` is wanted of an
+        artifact that has a fixed batch.
+        """
+        limits = limits or Limits()
+        chosen = engines.get(engine)
+        session = chosen.load(artifacts.prepare(model, engine, precision), threads)
+        facts = session.facts()
+        _, _, _, size = session.inputs[0].shape
+        return cls(
+            _queue(session, facts["batch"], batch, max_wait_s, limits),
+            dataclasses.replace(artifacts.preprocessor(model, size), reducing_gap=REDUCING_GAP),
+            None if artifacts.is_file(model) else models.info(model).labels,
+            name=artifacts.name(model),
+            facts=facts | {"max_batch": batch or 1},
+            top_k=top_k,
+            limits=limits,
+        )
+
+    def predict(self, pictures: Sequence[bytes], *, top_k: int | None = None, timeout_s: float | None = None) -> Answer:
+        """The ``top_k`` most likely classes of each encoded picture.
+
+        A picture that cannot be decoded gets its error as its result; the others are answered. Raises what concerns
+        all of them: :class:`QueueFull`, :class:`Draining`, :class:`DeadlineExceeded`, :class:`EngineError`.
+        """
+        started = time.perf_counter()
+        decoded = [self._decode(picture) for picture in pictures]
+        after_decode = time.perf_counter()
+        good = [index for index, picture in enumerate(decoded) if not isinstance(picture, DeployLabError)]
+        answer = Answer(decoded, {"decode": after_decode - started})
+        if not good:
+            return answer
+        resize = self.preprocess.resize
+        x = self.preprocess.normalise(np.stack([resize(decoded[index]) for index in good]))
+        answer.seconds["preprocess"] = time.perf_counter() - after_decode
+        tops = self._tops(self._run(x, answer, started, timeout_s), top_k or self.top_k)
+        for index, top in zip(good, tops, strict=True):
+            decoded[index] = top
+        return answer
+
+    def logits(self, x: np.ndarray, *, timeout_s: float | None = None) -> np.ndarray:
+        """The engine's own output (n, classes) for preprocessed input, float32 (n, 3, H, W)."""
+        return self._run(x, Answer([]), time.perf_counter(), timeout_s)
+
+    def drain(self, timeout_s: float = 10.0) -> bool:
+        """Refuse new work and wait for what is under way; False if that took longer than ``timeout_s``."""
+        return self.queue.drain(timeout_s)
+
+    def close(self) -> None:
+        self.queue.close()
+
+    def _decode(self, picture: bytes) -> Any:
+        try:
+            return self.preprocess.decode(picture, max_bytes=self.limits.max_bytes, max_pixels=self.limits.max_pixels)
+        except InputError as error:
+            return error
+
+    def _run(self, x: np.ndarray, answer: Answer, started: float, timeout_s: float | None) -> np.ndarray:
+        left = None if timeout_s is None else timeout_s - (time.perf_counter() - started)
+        timed = self.queue.timed(x, left)
+        answer.seconds["queue"] = timed.queue_s
+        answer.seconds["inference"] = timed.run_s
+        answer.batch = timed.batch
+        return timed.rows
+
+    def _tops(self, logits: np.ndarray, top_k: int) -> list[Top]:
+        probabilities = softmax(logits)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        return [
+            [(self.labels[index], float(row[index])) for index in best]
+            for row, best in zip(probabilities, order.tolist(), strict=True)
+        ]
+
+    def _warm_up(self) -> np.ndarray:
+        """Run once, so that the first request does not pay for it and a broken model never becomes ready."""
+        for form in FORMATS:  # Pillow imports a decoder when it is first used
+            stream = io.BytesIO()
+            Image.new("RGB", (8, 8)).save(stream, form)
+            self.preprocess.decode(stream.getvalue())
+        return self.queue(np.zeros((1, *self.input_shape), np.float32))[0]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, float64 (n, classes), of logits (n, classes). Raises :class:`EngineError` if one is not finite."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    np.exp(shifted, out=shifted)
+    total = shifted.sum(axis=1, keepdims=True)
+    if not math.isfinite(total.sum()):
+        raise EngineError("the engine's output contains NaN or infinity")
+    return shifted / total
+
+
+def _queue(session: Session, fixed: Any, batch: int | None, max_wait_s: float, limits: Limits) -> CallQueue:
+    dynamic = fixed == "dynamic"
+    if batch is None:
+        return Direct(session, max_queue=limits.max_queue, max_batch=None if dynamic else fixed)
+    if not dynamic and batch > 1:
+        name = session.artifact.engine
+        raise EngineError(f"{name}'s artifact runs {fixed} picture at a time: leave batch out, or use another engine")
+    return MicroBatcher(session, max_batch=batch, max_wait_s=max_wait_s, max_queue=limits.max_queue)
