@@ -16,9 +16,9 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,7 @@ class Draining(DeployLabError):
     """The server is about to stop and takes no new call. The work was not begun."""
 
 
-@dataclass(frozen=True)
-class Timed:
+class Timed(NamedTuple):
     """An answer and what it took: ``rows`` (n, ...), seconds in the line and in the engine, rows that ran together."""
 
     rows: np.ndarray
@@ -66,17 +65,27 @@ class Stats:
 class _Call:
     """One caller's input, and what became of it. Changed under the line's lock only, ``outcome`` while it runs."""
 
-    __slots__ = ("arrived", "batch", "deadline", "done", "ended", "gone", "outcome", "started", "wake", "x")
+    __slots__ = ("_lock", "_wake", "arrived", "batch", "deadline", "done", "ended", "gone", "outcome", "started", "x")
 
     def __init__(self, x: np.ndarray, timeout_s: float | None, lock: threading.Lock) -> None:
         self.x = x
         self.arrived = self.started = self.ended = time.perf_counter()
         self.deadline = math.inf if timeout_s is None else self.arrived + timeout_s
-        self.wake = threading.Condition(lock)
+        self._lock = lock
+        self._wake: threading.Condition | None = None  # made when first needed: most calls never wait
         self.outcome: np.ndarray | Exception | None = None
         self.batch = 0
         self.done = False
         self.gone = False  # nobody waits for the answer any more
+
+    def sleep(self, seconds: float) -> None:
+        """Wait until woken, at most so long. With the lock held; it is free meanwhile."""
+        self._wake = self._wake or threading.Condition(self._lock)
+        self._wake.wait(min(seconds, threading.TIMEOUT_MAX))
+
+    def wake(self) -> None:
+        if self._wake is not None:
+            self._wake.notify()
 
     def fits(self, other: _Call) -> bool:
         """Whether the inputs of two calls can be joined along the first axis."""
@@ -150,7 +159,7 @@ class CallQueue:
             self._counts["refused"] += len(self._waiting)
             for call in self._waiting:
                 call.outcome, call.done = self._refusal(), True
-                call.wake.notify()
+                call.wake()
             self._waiting.clear()
             self._changed.wait_for(lambda: not self._runs, timeout_s)
 
@@ -176,7 +185,7 @@ class CallQueue:
         """Seconds that the head of the line should still wait for company; 0 or less: it runs now."""
         raise NotImplementedError
 
-    # All below with the lock held, except inside _released().
+    # All below with the lock held, except _compute() and _rows().
 
     def _admit(self, call: _Call) -> None:
         if self._draining:
@@ -202,14 +211,18 @@ class CallQueue:
         if pause <= 0:
             self._run_next()
         else:
-            call.wake.wait(min(pause, left, threading.TIMEOUT_MAX))
+            call.sleep(min(pause, left))
 
     def _leads(self, call: _Call) -> bool:
         return bool(self._waiting) and call is self._waiting[0] and self._runs < self._parallel
 
     def _wake_next(self) -> None:
         if self._waiting and self._runs < self._parallel:
-            self._waiting[0].wake.notify()
+            self._waiting[0].wake()
+
+    def _tell_the_drain(self) -> None:
+        if self._draining:
+            self._changed.notify_all()
 
     def _leave(self, call: _Call) -> None:
         """The caller goes, answered or not: after a deadline or Ctrl-C it may still stand in the line."""
@@ -217,7 +230,7 @@ class CallQueue:
         if not call.done and call in self._waiting:
             self._waiting.remove(call)
             self._wake_next()
-            self._changed.notify_all()
+            self._tell_the_drain()
 
     def _run_next(self) -> None:
         batch = self._next()
@@ -228,15 +241,16 @@ class CallQueue:
             call.started, call.batch = started, rows
         self._runs += 1
         self._wake_next()
+        self._lock.release()
         try:
-            with _released(self._lock):
-                self._compute(batch)
+            self._compute(batch)
         finally:
+            self._lock.acquire()
             self._runs -= 1
             self._batches[rows] += 1
             self._hand_out(batch)
             self._wake_next()
-            self._changed.notify_all()
+            self._tell_the_drain()
 
     def _hand_out(self, batch: list[_Call]) -> None:
         ended = time.perf_counter()
@@ -244,7 +258,7 @@ class CallQueue:
             if call.outcome is not None:
                 call.ended, call.done = ended, True
                 self._counts["failed" if isinstance(call.outcome, Exception) else "answered"] += not call.gone
-                call.wake.notify()
+                call.wake()
             elif not call.gone:  # the thread that ran the engine was interrupted, by Ctrl-C for instance
                 call.batch = 0
                 self._waiting.appendleft(call)
@@ -326,15 +340,6 @@ class MicroBatcher(CallQueue):
         if full or self._draining:
             return 0.0
         return self._waiting[0].arrived + self._max_wait_s - time.perf_counter()
-
-
-@contextmanager
-def _released(lock: threading.Lock) -> Iterator[None]:
-    lock.release()
-    try:
-        yield
-    finally:
-        lock.acquire()
 
 
 def _describe(value: object) -> str:
