@@ -27,5 +27,9 @@ class WorkerError(EngineError):
     """A benchmark worker process crashed, hung or answered nonsense."""
 
 
+class ServerError(DeployLabError):
+    """A server could not be started, did not become ready, or answered what it must not."""
+
+
 class ParityError(DeployLabError):
     """An engine's output departs from the reference by more than the tolerance."""
