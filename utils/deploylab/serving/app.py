@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -13,14 +14,15 @@ from flask import Flask, Response, request, send_from_directory
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from deploylab.errors import DeployLabError
-from deploylab.serving import problems, uploads
+from deploylab.errors import DeployLabError, InputError
+from deploylab.serving import open_inference, problems, uploads
+from deploylab.serving.access_log import STANDARD_ERROR, AccessLog
 from deploylab.serving.limits import Gate, Limits
+from deploylab.serving.metrics import CONTENT_TYPE, Metrics
 from deploylab.serving.predictor import Answer, Predictor
 from deploylab.serving.problems import RETRY_AFTER_S, Problem
 
 PAGE = Path(__file__).parent / "page"
-EXTENSION = "deploylab"
 JSON = "application/json"
 
 
@@ -30,8 +32,9 @@ class Service:
     ``load`` may be a callable; it then runs in a thread, and until it is done the service is alive but not ready.
     """
 
-    def __init__(self, predictor: Predictor | Callable[[], Predictor], limits: Limits) -> None:
+    def __init__(self, predictor: Predictor | Callable[[], Predictor], limits: Limits, metrics: Metrics) -> None:
         self.limits = limits
+        self.metrics = metrics
         self.gate = Gate(limits.max_queue)
         self.predictor: Predictor | None = None
         self.failure: str | None = None
@@ -56,8 +59,10 @@ class Service:
         return self.gate.wait_until_empty(timeout_s)
 
     def _use(self, predictor: Predictor) -> None:
-        engine = {"name": predictor.name, "facts": predictor.facts}
-        self.head = f'{{"model": {json.dumps(engine["name"])}, "engine": {json.dumps(engine["facts"])}, "predictions": '
+        name, facts = json.dumps(predictor.name), json.dumps(predictor.facts, default=str)
+        self.head = f'{{"model": {name}, "engine": {facts}, "predictions": '  # the same in every answer
+        self.metrics.model(predictor)
+        self.metrics.watch(self.gate, predictor.queue)
         self.predictor = predictor
 
     def _load(self, load: Callable[[], Predictor]) -> None:
@@ -67,23 +72,52 @@ class Service:
             self.failure = f"The model could not be loaded: {error}"
 
 
+class Application(Flask):
+    """Flask, with a look at the clock around each request: for the metrics and the access log."""
+
+    request_class = uploads.BoundedRequest
+    service: Service
+    metrics: Metrics
+    access_log: AccessLog | None
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
+        started = time.perf_counter()
+        sent: list[Any] = [500, []]
+
+        def note(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            sent[:] = int(status[:3]), headers
+            return start_response(status, headers, *exc_info)
+
+        try:
+            return super().wsgi_app(environ, note)
+        finally:
+            seconds = time.perf_counter() - started
+            self.metrics.request(_route(environ["PATH_INFO"]), sent[0], seconds)
+            if self.access_log:
+                self.access_log.write(**_logged(environ, *sent, seconds))
+
+
 def create_app(
     predictor: Predictor | Callable[[], Predictor],
     *,
     limits: Limits | None = None,
     site: Path | None = None,
-    access_log: bool = False,
-) -> Flask:
+    access_log: Path | str | bool = False,
+) -> Application:
     """The application over a predictor, or over a callable that loads one in the background.
 
     ``site`` is a folder of static files to serve at ``/`` instead of the small page that comes with the package.
+    ``access_log`` is a file to append to, or True for standard error. Raises :class:`InputError` if the file cannot be
+    written or the folder has no ``index.html``.
     """
-    app = Flask(__name__, static_folder=None)
-    app.request_class = uploads.BoundedRequest
+    app = Application(__name__, static_folder=None)
     app.session_interface = _NoSession()
-    service = Service(predictor, limits or Limits())
-    app.extensions[EXTENSION] = service
-    app.register_error_handler(Exception, problems.response)
+    app.metrics = Metrics()
+    app.access_log = AccessLog(STANDARD_ERROR if access_log is True else access_log) if access_log else None
+    service = app.service = Service(predictor, limits or Limits(), app.metrics)
+    app.register_error_handler(Exception, _error_response)
+    app.register_blueprint(open_inference.blueprint(service.ready, service.gate, service.limits))
+    _add_site(app, site or PAGE)
 
     @app.post("/v1/predict")
     def predict() -> Response:
@@ -98,17 +132,47 @@ def create_app(
         service.ready()
         return _json({"status": "ready"})
 
-    folder = (site or PAGE).resolve()
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(app.metrics.page(), content_type=CONTENT_TYPE)
+
+    @app.get("/problems/<kind>")
+    def problem(kind: str) -> Response:
+        """What the ``type`` of a problem document points to."""
+        if kind not in problems.KINDS:
+            raise NotFound("There is no problem of this type.")
+        return _json({"type": request.path, **dataclasses.asdict(problems.KINDS[kind])})
+
+    return app
+
+
+def _add_site(app: Flask, site: Path) -> None:
+    folder = site.resolve()
+    if not (folder / "index.html").is_file():
+        raise InputError(f"the site {site} has no index.html; build it first, or leave the site out")
 
     @app.get("/", defaults={"name": "index.html"})
     @app.get("/<path:name>")
     def page(name: str) -> Response:
         try:
-            return _isolated(send_from_directory(folder, name))
+            reply = send_from_directory(folder, name)
         except NotFound:
             raise _missing(app, request.path) from None
+        reply.headers.update(_PAGE_HEADERS)
+        return reply
 
-    return app
+
+_PAGE_HEADERS = {
+    # Threads in WebAssembly need cross-origin isolation (HTML standard).
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def _error_response(error: Exception) -> Response:
+    in_protocol = request.path.startswith(open_inference.PREFIX + "/")
+    return open_inference.error_response(error) if in_protocol else problems.response(error)
 
 
 def _predict(service: Service) -> Response:
@@ -116,12 +180,15 @@ def _predict(service: Service) -> Response:
     predictor = service.ready()
     top_k = _top_k(len(predictor.labels)) if request.environ.get("QUERY_STRING") else None
     with service.gate.admit():
+        service.metrics.load()
         pictures = uploads.read(request, service.limits)
         read = time.perf_counter() - started
         answer = predictor.predict(
             [picture.data for picture in pictures], top_k=top_k, timeout_s=service.limits.timeout_s - read
         )
+    service.metrics.load()
     answer.seconds = {"read": read, **answer.seconds}
+    service.metrics.answer(answer)
     return _reply(service, pictures, answer, started)
 
 
@@ -172,11 +239,30 @@ def _json(value: Any) -> Response:
     return Response(json.dumps(value) + "\n", content_type=JSON)
 
 
-def _isolated(reply: Response) -> Response:
-    """Let the page use threads in WebAssembly: that needs cross-origin isolation (HTML standard, COOP and COEP)."""
-    reply.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-    reply.headers["Cross-Origin-Embedder-Policy"] = "require-corp"
-    return reply
+def _route(path: str) -> str:
+    """The path as a label of few values: clients may ask for whatever they like."""
+    if path in _ROUTES:
+        return path
+    return open_inference.PREFIX if path.startswith(open_inference.PREFIX + "/") else "other"
+
+
+_ROUTES = frozenset({"/", "/v1/predict", "/healthz", "/readyz", "/metrics"})
+
+
+def _logged(environ: dict[str, Any], status: int, headers: list[tuple[str, str]], seconds: float) -> dict[str, Any]:
+    return {
+        "client": environ.get("REMOTE_ADDR"),
+        "method": environ["REQUEST_METHOD"],
+        # WSGI hands the path over as latin-1 (PEP 3333)
+        "path": environ["PATH_INFO"].encode("latin-1", "replace").decode("utf-8", "replace"),
+        "query": environ.get("QUERY_STRING") or None,
+        "status": status,
+        "ms": round(seconds * 1000, 3),
+        "received": environ.get("CONTENT_LENGTH"),
+        "sent": next((value for name, value in headers if name == "Content-Length"), None),
+        "agent": environ.get("HTTP_USER_AGENT"),
+        "problem": environ.get(problems.INSTANCE),
+    }
 
 
 class _NoSession(SessionInterface):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,9 +36,14 @@ class Answer:
     ``seconds`` by stage: decode, preprocess, queue, inference. ``batch``: rows the engine ran at once.
     """
 
-    results: list[Top | DeployLabError]
+    results: list[Any]
     seconds: dict[str, float] = field(default_factory=dict)
     batch: int = 0
+
+    @property
+    def refused(self) -> int:
+        """How many pictures got an error."""
+        return sum(isinstance(result, DeployLabError) for result in self.results)
 
 
 class Predictor:
@@ -57,6 +61,7 @@ class Predictor:
         labels: Sequence[str] | None,
         *,
         name: str = "model",
+        tensors: tuple[str, str] = ("input", "output"),
         facts: Mapping[str, Any] | None = None,
         top_k: int = DEFAULT_TOP_K,
         limits: Limits | None = None,
@@ -65,6 +70,7 @@ class Predictor:
         self.queue = run if isinstance(run, CallQueue) else Direct(run, max_queue=self.limits.max_queue)
         self.preprocess = preprocess
         self.name = name
+        self.input_name, self.output_name = tensors
         self.facts = dict(facts or {})
         self.top_k = top_k
         self.input_shape = (3, preprocess.size, preprocess.size)
@@ -103,6 +109,7 @@ class Predictor:
             dataclasses.replace(artifacts.preprocessor(model, size), reducing_gap=REDUCING_GAP),
             None if artifacts.is_file(model) else models.info(model).labels,
             name=artifacts.name(model),
+            tensors=(session.inputs[0].name, session.outputs[0].name),
             facts=facts | {"max_batch": batch or 1},
             top_k=top_k,
             limits=limits,
@@ -114,24 +121,22 @@ class Predictor:
         A picture that cannot be decoded gets its error as its result; the others are answered. Raises what concerns
         all of them: :class:`QueueFull`, :class:`Draining`, :class:`DeadlineExceeded`, :class:`EngineError`.
         """
-        started = time.perf_counter()
-        decoded = [self._decode(picture) for picture in pictures]
-        after_decode = time.perf_counter()
-        good = [index for index, picture in enumerate(decoded) if not isinstance(picture, DeployLabError)]
-        answer = Answer(decoded, {"decode": after_decode - started})
-        if not good:
-            return answer
-        resize = self.preprocess.resize
-        x = self.preprocess.normalise(np.stack([resize(decoded[index]) for index in good]))
-        answer.seconds["preprocess"] = time.perf_counter() - after_decode
-        tops = self._tops(self._run(x, answer, started, timeout_s), top_k or self.top_k)
-        for index, top in zip(good, tops, strict=True):
-            decoded[index] = top
+        answer, probabilities = self._answer(pictures, timeout_s)
+        tops = iter(self._tops(probabilities, top_k or self.top_k))
+        answer.results = [result if isinstance(result, DeployLabError) else next(tops) for result in answer.results]
         return answer
+
+    def probabilities(self, pictures: Sequence[bytes], *, timeout_s: float | None = None) -> np.ndarray:
+        """Probabilities of all classes, float64 (n, classes). Raises also :class:`InputError` for a bad picture."""
+        answer, rows = self._answer(pictures, timeout_s)
+        for index, result in enumerate(answer.results):
+            if isinstance(result, DeployLabError):
+                raise type(result)(f"picture {index}: {result}") from result
+        return rows
 
     def logits(self, x: np.ndarray, *, timeout_s: float | None = None) -> np.ndarray:
         """The engine's own output (n, classes) for preprocessed input, float32 (n, 3, H, W)."""
-        return self._run(x, Answer([]), time.perf_counter(), timeout_s)
+        return _finite(self.queue(x, timeout_s))
 
     def drain(self, timeout_s: float = 10.0) -> bool:
         """Refuse new work and wait for what is under way; False if that took longer than ``timeout_s``."""
@@ -140,26 +145,35 @@ class Predictor:
     def close(self) -> None:
         self.queue.close()
 
+    def _answer(self, pictures: Sequence[bytes], timeout_s: float | None) -> tuple[Answer, np.ndarray]:
+        """Decode, preprocess and run. In the answer, a picture that could be read is still a picture."""
+        started = time.perf_counter()
+        answer = Answer([self._decode(picture) for picture in pictures])
+        good = [picture for picture in answer.results if not isinstance(picture, DeployLabError)]
+        decoded = time.perf_counter()
+        answer.seconds["decode"] = decoded - started
+        if not good:
+            return answer, np.empty((0, len(self.labels)))
+        x = self.preprocess.normalise(np.stack([self.preprocess.resize(picture) for picture in good]))
+        now = time.perf_counter()
+        answer.seconds["preprocess"] = now - decoded
+        timed = self.queue.timed(x, None if timeout_s is None else timeout_s - (now - started))
+        answer.seconds["queue"] = timed.queue_s
+        answer.seconds["inference"] = timed.run_s
+        answer.batch = timed.batch
+        return answer, softmax(_finite(timed.rows))
+
     def _decode(self, picture: bytes) -> Any:
         try:
             return self.preprocess.decode(picture, max_bytes=self.limits.max_bytes, max_pixels=self.limits.max_pixels)
         except InputError as error:
             return error
 
-    def _run(self, x: np.ndarray, answer: Answer, started: float, timeout_s: float | None) -> np.ndarray:
-        left = None if timeout_s is None else timeout_s - (time.perf_counter() - started)
-        timed = self.queue.timed(x, left)
-        answer.seconds["queue"] = timed.queue_s
-        answer.seconds["inference"] = timed.run_s
-        answer.batch = timed.batch
-        return timed.rows
-
-    def _tops(self, logits: np.ndarray, top_k: int) -> list[Top]:
-        probabilities = softmax(logits)
+    def _tops(self, probabilities: np.ndarray, top_k: int) -> list[Top]:
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
-            [(self.labels[index], float(row[index])) for index in best]
-            for row, best in zip(probabilities, order.tolist(), strict=True)
+            [(self.labels[index], row[index]) for index in best]
+            for row, best in zip(probabilities.tolist(), order.tolist(), strict=True)
         ]
 
     def _warm_up(self) -> np.ndarray:
@@ -172,14 +186,15 @@ class Predictor:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, float64 (n, classes), of logits (n, classes). Raises :class:`EngineError` if one is not finite."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    np.exp(shifted, out=shifted)
-    total = shifted.sum(axis=1, keepdims=True)
-    if not math.isfinite(total.sum()):
+    """Probabilities, float64 (n, classes), of finite logits (n, classes)."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    if not np.isfinite(logits).all():
         raise EngineError("the engine's output contains NaN or infinity")
-    return shifted / total
+    return logits
 
 
 def _queue(session: Session, fixed: Any, batch: int | None, max_wait_s: float, limits: Limits) -> CallQueue:

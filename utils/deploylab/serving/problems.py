@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from flask import Response
+from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
 from deploylab import image
@@ -22,6 +22,8 @@ TYPE_PREFIX = "/problems/"
 
 RETRY_AFTER_S = 1
 """What a refused client is told to wait. A full queue usually empties sooner."""
+INSTANCE = "deploylab.problem"
+"""Where a request's WSGI environment names the problem it met, for the access log."""
 
 _log = logging.getLogger(__name__)
 
@@ -117,15 +119,21 @@ _KIND_OF_ERROR: tuple[tuple[type[Exception], str], ...] = (
 
 
 def response(error: Exception) -> Response:
-    """The problem document of an exception, as a response. Logs the traceback of an unexpected one."""
+    """The problem document of an exception, as a response."""
     problem = of(error)
-    instance = uuid.uuid4().urn
-    if problem.kind == "internal":
-        _log.error("%s: %s", instance, error, exc_info=error)
-    body = json.dumps(problem.document(instance)) + "\n"
-    reply = Response(body, problem.status, problem.headers, content_type=MEDIA_TYPE)
+    instance = log_if_ours(problem, error)
+    reply = Response(json.dumps(problem.document(instance)) + "\n", problem.status, problem.headers)
+    reply.content_type = MEDIA_TYPE
     reply.headers["Cache-Control"] = "no-store"
     return reply
+
+
+def log_if_ours(problem: Problem, error: Exception) -> str:
+    """Write the traceback of an unexpected error to the log. Names this occurrence with a URN."""
+    instance = request.environ[INSTANCE] = uuid.uuid4().urn
+    if problem.kind == "internal":
+        _log.error("%s: %s", instance, error, exc_info=error)
+    return instance
 
 
 def _of_http(error: HTTPException) -> Problem:
