@@ -1,4 +1,4 @@
-"""The graders of lab 00, graded: they accept the solution, see the stub, and name each planted mistake."""
+"""The graders of lab 00, graded: they name each planted mistake."""
 
 from __future__ import annotations
 
@@ -10,17 +10,6 @@ from deploylab.checks import lab00 as check
 from graders import solutions, verdict
 
 right = solutions("00_start_here")
-EXERCISES = ("top_k", "preprocess", "diagnose", "require_eval")
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_solution_passes(capsys, name):
-    assert verdict(capsys, getattr(check, name), getattr(right, name)).startswith(f"{name}: passed. ")
-
-
-@pytest.mark.parametrize("name", EXERCISES)
-def test_the_stub_is_not_attempted(capsys, name):
-    assert verdict(capsys, getattr(check, name), lambda *_: ...) == f"{name}: not attempted yet"
 
 
 def ranked(scores, names, k):
