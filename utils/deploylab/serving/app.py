@@ -112,6 +112,7 @@ def create_app(
     """
     app = Application(__name__, static_folder=None)
     app.session_interface = _NoSession()
+    app.url_map.redirect_defaults = app.url_map.merge_slashes = False  # one address for one thing, no redirects
     app.metrics = Metrics()
     app.access_log = AccessLog(STANDARD_ERROR if access_log is True else access_log) if access_log else None
     service = app.service = Service(predictor, limits or Limits(), app.metrics)
