@@ -30,11 +30,13 @@ def export_onnx(
     dynamic_batch: bool = True,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    optimize: bool = True,
 ) -> Path:
     """Write ``module`` as an ONNX file (opset 18, weights inside) and return its path.
 
     ``example`` holds one array per input of ``forward``. With ``dynamic_batch`` the first axis of every input may
     have any size afterwards. Inputs are called ``input`` (or ``input_0``, ...), outputs likewise, unless named.
+    Without ``optimize`` the graph is written as it was traced, batch norms and foldable constants included.
     The file appears complete or not at all. Raises :class:`ConversionError` for what ONNX or the exporter cannot
     express, for a module in training mode, and if the file cannot be written.
     """
@@ -55,6 +57,7 @@ def export_onnx(
                 opset_version=OPSET,
                 dynamic_shapes=shapes,
                 input_names=list(input_names or _names("input", len(tensors))),
+                optimize=optimize,
                 verbose=False,
             )
     except Exception as error:
