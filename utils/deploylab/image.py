@@ -57,14 +57,39 @@ def decode(data: Picture, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_P
     return np.array(decode_image(data, max_bytes=max_bytes, max_pixels=max_pixels))
 
 
-def decode_image(
-    data: Picture, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS, at_least: int | None = None
-) -> Image.Image:
-    """As :func:`decode`, but as a Pillow image in mode RGB, without a copy to NumPy.
+def decode_image(data: Picture, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As :func:`decode`, but as a Pillow image in mode RGB, without a copy to NumPy."""
+    return open_picture(data, max_bytes=max_bytes, max_pixels=max_pixels).load()
 
-    With ``at_least`` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest of these that leaves both sides
-    ``at_least`` pixels or more. libjpeg does that inside the inverse DCT, which saves most of the time and memory a
-    camera's photograph takes (Pillow, ``Image.draft``). Bounds apply to the full size.
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A picture whose header was read and found acceptable, and which is not decoded yet.
+
+    ``pixels`` is how many the decoder will hold in memory at once.
+    """
+
+    image: Image.Image
+    pixels: int
+
+    def load(self) -> Image.Image:
+        """Decode: mode RGB, upright. Can be done once. Raises :class:`InputError` for damaged or truncated data."""
+        with self.image as image:
+            try:
+                image.load()
+                return _rgb(_upright(image))
+            except Exception as error:  # each decoder has its own set of exceptions
+                raise InputError(f"the {image.format} picture is damaged or truncated ({error}); {_ADVICE}") from error
+
+
+def open_picture(
+    data: Picture, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS, at_least: int | None = None
+) -> Opened:
+    """Read the header of a picture and check its size. Raises as :func:`decode` does, except for damage further on.
+
+    With ``at_least`` a JPEG will be decoded at 1/2, 1/4 or 1/8 of its size, the smallest of these that leaves both
+    sides ``at_least`` pixels or more. libjpeg does that inside the inverse DCT, which saves most of the time and
+    memory a camera's photograph takes (Pillow, ``Image.draft``). Bounds apply to the full size.
     """
     payload = _read(data, max_bytes)
     _check_size(_webp_size(payload), max_pixels)  # Pillow would allocate a WebP's canvas while opening it
@@ -76,16 +101,14 @@ def decode_image(
         raise FormatError(f"not a picture in a supported format ({_described(payload)}); {_ADVICE}") from error
     except Exception as error:
         raise InputError(f"the picture is damaged ({error}); {_ADVICE}") from error
-    with image:
-        _check_size(image.size, max_pixels)
-        _check_scans(image, payload)
-        try:
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            return _rgb(_upright(image))
-        except Exception as error:  # each decoder has its own set of exceptions
-            raise InputError(f"the {image.format} picture is damaged or truncated ({error}); {_ADVICE}") from error
+    width, height = image.size
+    _check_size(image.size, max_pixels)
+    _check_scans(image, payload)
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))
+        if "progressive" not in image.info:  # whose coefficients are all held until the last scan
+            width, height = image.size
+    return Opened(image, width * height)
 
 
 _ADVICE = f"give a complete file in one of the formats {', '.join(FORMATS)}"
@@ -122,16 +145,16 @@ class Preprocessor:
             raise InputError("no picture given; a batch needs at least one")
         return self.normalise(np.stack(resized))
 
-    def decode(self, data: Picture, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """Decode a picture, no larger than :meth:`resize` has a use for if ``reducing_gap`` is given."""
-        return decode_image(data, max_bytes=max_bytes, max_pixels=max_pixels, at_least=self._least_side)
+    def open(self, data: Picture, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Opened:
+        """Prepare to decode a picture, no larger than :meth:`resize` has a use for if ``reducing_gap`` is given."""
+        return open_picture(data, max_bytes=max_bytes, max_pixels=max_pixels, at_least=self._least_side)
 
     def resize(self, picture: Picture | np.ndarray | Image.Image) -> np.ndarray:
-        """The first half of the work: uint8 RGB (size, size, 3). Takes also what :meth:`decode` gives."""
+        """The first half of the work: uint8 RGB (size, size, 3). Takes also a Pillow image in mode RGB."""
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(np.ascontiguousarray(check_rgb(picture)))
         elif not isinstance(picture, Image.Image):
-            picture = self.decode(picture)
+            picture = self.open(picture).load()
         box = None if self.keep is None else _centre_square(picture.size, self.keep)
         return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
 

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from flask import Flask, Response, request, send_from_directory
 from flask.sessions import NullSession, SessionInterface
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import PathConverter
 
 from deploylab.errors import DeployLabError, InputError
 from deploylab.serving import open_inference, problems, uploads
@@ -42,7 +43,8 @@ class Service:
         if isinstance(predictor, Predictor):
             self._use(predictor)
         else:
-            threading.Thread(target=self._load, args=(predictor,), name="load", daemon=True).start()
+            self.loader = threading.Thread(target=self._load, args=(predictor,), name="load", daemon=True)
+            self.loader.start()
 
     def ready(self) -> Predictor:
         """The predictor. Raises :class:`Problem` 503 while it is loading, if that failed, and while draining."""
@@ -118,7 +120,7 @@ def create_app(
     service = app.service = Service(predictor, limits or Limits(), app.metrics)
     app.register_error_handler(Exception, _error_response)
     app.register_blueprint(open_inference.blueprint(service.ready, service.gate, service.limits))
-    _add_site(app, site or PAGE)
+    _add_site(app, site or PAGE, _SITE_HEADERS if site else _PAGE_HEADERS)
 
     @app.post("/v1/predict")
     def predict() -> Response:
@@ -147,27 +149,41 @@ def create_app(
     return app
 
 
-def _add_site(app: Flask, site: Path) -> None:
+def _add_site(app: Flask, site: Path, headers: Mapping[str, str]) -> None:
     folder = site.resolve()
     if not (folder / "index.html").is_file():
         raise InputError(f"the site {site} has no index.html; build it first, or leave the site out")
 
+    app.url_map.converters["site"] = _SitePath
+
     @app.get("/", defaults={"name": "index.html"})
-    @app.get("/<path:name>")
+    @app.get("/<site:name>")
     def page(name: str) -> Response:
-        try:
-            reply = send_from_directory(folder, name)
-        except NotFound:
-            raise _missing(app, request.path) from None
-        reply.headers.update(_PAGE_HEADERS)
+        reply = send_from_directory(folder, name)
+        reply.headers.update(headers)
+        if reply.mimetype in _WRONG_TYPES:
+            reply.mimetype = _WRONG_TYPES[reply.mimetype]
         return reply
 
 
-_PAGE_HEADERS = {
+class _SitePath(PathConverter):
+    """Any path but those of the service itself."""
+
+    regex = r"(?!(?:v1|v2|healthz|readyz|metrics|problems)(?:/|$))[^/].*?"
+
+
+_WRONG_TYPES = {"application/javascript": "text/javascript", "text/plain": "text/plain"}
+_SITE_HEADERS = {
     # Threads in WebAssembly need cross-origin isolation (HTML standard).
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "X-Content-Type-Options": "nosniff",
+}
+_PAGE_HEADERS = _SITE_HEADERS | {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 }
 
 
@@ -228,14 +244,6 @@ def _top_k(classes: int) -> int:
     return min(int(text), classes)
 
 
-def _missing(app: Flask, path: str) -> HTTPException:
-    """Nothing at this path; or something that only answers to another method, which the page's route hides."""
-    methods = set(app.url_map.bind("").allowed_methods(path)) - {"GET", "HEAD"}
-    if methods == {"OPTIONS"}:
-        return NotFound("The server has nothing at this address.")
-    return MethodNotAllowed(sorted(methods), "This address answers to " + ", ".join(sorted(methods)) + ".")
-
-
 def _json(value: Any) -> Response:
     return Response(json.dumps(value) + "\n", content_type=JSON)
 
@@ -259,11 +267,15 @@ def _logged(environ: dict[str, Any], status: int, headers: list[tuple[str, str]]
         "query": environ.get("QUERY_STRING") or None,
         "status": status,
         "ms": round(seconds * 1000, 3),
-        "received": environ.get("CONTENT_LENGTH"),
-        "sent": next((value for name, value in headers if name == "Content-Length"), None),
+        "received": _number(environ.get("CONTENT_LENGTH")),
+        "sent": _number(next((value for name, value in headers if name == "Content-Length"), None)),
         "agent": environ.get("HTTP_USER_AGENT"),
         "problem": environ.get(problems.INSTANCE),
     }
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 class _NoSession(SessionInterface):

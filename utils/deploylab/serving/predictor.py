@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +20,14 @@ from deploylab.engines import Session
 from deploylab.errors import DeployLabError, EngineError, InputError
 from deploylab.image import FORMATS, Preprocessor
 from deploylab.serving import artifacts
-from deploylab.serving.batcher import CallQueue, Direct, MicroBatcher, Run
+from deploylab.serving.batcher import CallQueue, DeadlineExceeded, Direct, MicroBatcher, Run
 from deploylab.serving.limits import Limits
 
 REDUCING_GAP = 2.0
 """How much larger than needed a JPEG is left by the decoder; see :class:`~deploylab.image.Preprocessor`."""
+
+BULKY_PIXELS = 4_000_000
+"""Pictures larger than that are decoded one at a time: Pillow takes 4 bytes a pixel, and twice that to convert it."""
 
 DEFAULT_TOP_K = 5
 
@@ -73,6 +79,7 @@ class Predictor:
         self.input_name, self.output_name = tensors
         self.facts = dict(facts or {})
         self.top_k = top_k
+        self._bulky = _OneAtATime()
         self.input_shape = (3, preprocess.size, preprocess.size)
         classes = len(self._warm_up())
         self.labels = tuple(labels) if labels is not None else tuple(f"class {index}" for index in range(classes))
@@ -146,28 +153,41 @@ class Predictor:
         self.queue.close()
 
     def _answer(self, pictures: Sequence[bytes], timeout_s: float | None) -> tuple[Answer, np.ndarray]:
-        """Decode, preprocess and run. In the answer, a picture that could be read is still a picture."""
+        """Decode, preprocess and run. A picture that could be read is None in this answer, not yet its classes."""
         started = time.perf_counter()
-        answer = Answer([self._decode(picture) for picture in pictures])
-        good = [picture for picture in answer.results if not isinstance(picture, DeployLabError)]
-        decoded = time.perf_counter()
-        answer.seconds["decode"] = decoded - started
-        if not good:
+        deadline = math.inf if timeout_s is None else started + timeout_s
+        answer, resized = Answer([], {"decode": 0.0, "preprocess": 0.0}), []
+        for picture in pictures:
+            try:
+                resized.append(self._resize(picture, deadline, answer.seconds))
+                answer.results.append(None)
+            except InputError as error:
+                answer.results.append(error)
+        if not resized:
             return answer, np.empty((0, len(self.labels)))
-        x = self.preprocess.normalise(np.stack([self.preprocess.resize(picture) for picture in good]))
+        before = time.perf_counter()
+        x = self.preprocess.normalise(np.stack(resized))
         now = time.perf_counter()
-        answer.seconds["preprocess"] = now - decoded
-        timed = self.queue.timed(x, None if timeout_s is None else timeout_s - (now - started))
+        answer.seconds["preprocess"] += now - before
+        timed = self.queue.timed(x, None if timeout_s is None else deadline - now)
         answer.seconds["queue"] = timed.queue_s
         answer.seconds["inference"] = timed.run_s
         answer.batch = timed.batch
         return answer, softmax(_finite(timed.rows))
 
-    def _decode(self, picture: bytes) -> Any:
-        try:
-            return self.preprocess.decode(picture, max_bytes=self.limits.max_bytes, max_pixels=self.limits.max_pixels)
-        except InputError as error:
-            return error
+    def _resize(self, picture: bytes, deadline: float, seconds: dict[str, float]) -> np.ndarray:
+        """One picture decoded and resized at once, so that never two of a request are in memory at full size."""
+        started = time.perf_counter()
+        if started > deadline:
+            raise DeadlineExceeded("decoding the pictures of this request took too long")
+        opened = self.preprocess.open(picture, max_bytes=self.limits.max_bytes, max_pixels=self.limits.max_pixels)
+        with self._bulky.turn(opened.pixels, deadline):
+            image = opened.load()
+            decoded = time.perf_counter()
+            pixels = self.preprocess.resize(image)
+        seconds["decode"] += decoded - started
+        seconds["preprocess"] += time.perf_counter() - decoded
+        return pixels
 
     def _tops(self, probabilities: np.ndarray, top_k: int) -> list[Top]:
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
@@ -181,8 +201,28 @@ class Predictor:
         for form in FORMATS:  # Pillow imports a decoder when it is first used
             stream = io.BytesIO()
             Image.new("RGB", (8, 8)).save(stream, form)
-            self.preprocess.decode(stream.getvalue())
+            self.preprocess(stream.getvalue())
         return self.queue(np.zeros((1, *self.input_shape), np.float32))[0]
+
+
+class _OneAtATime:
+    """Lets only one thread decode a bulky picture, so that a few uploads together do not exhaust the memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def turn(self, pixels: int, deadline: float) -> Iterator[None]:
+        """Wait for one's turn if need be; :class:`DeadlineExceeded` if it does not come before ``deadline``."""
+        if pixels <= BULKY_PIXELS:
+            yield
+            return
+        if not self._lock.acquire(timeout=min(max(0.0, deadline - time.perf_counter()), threading.TIMEOUT_MAX)):
+            raise DeadlineExceeded("large pictures of other requests had to be decoded first")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
