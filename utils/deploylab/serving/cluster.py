@@ -92,6 +92,15 @@ def application(args: dict[str, Any]) -> Application:
     return deployment.bind(Settings.read(args))
 
 
+def middlewares() -> list[Any]:
+    """What Ray's proxies put before the application; Ray calls this where its environment variable says so."""
+    from starlette.middleware import Middleware
+
+    from deploylab.serving.retry import RetryOnDeath
+
+    return [Middleware(RetryOnDeath, max_bytes=Limits().max_bytes)]
+
+
 class Replica:
     """One copy of the service. Ray calls these methods; HTTP requests go to the ASGI application."""
 
@@ -295,6 +304,7 @@ def _closed_to_others() -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray leaves one in the home folder
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:{middlewares.__name__}",
     }
 
 
