@@ -90,6 +90,12 @@ def compare(
     raise typer.Exit(1 if wrong or result.failures(*statuses) or not result.measured else 0)
 
 
+@app.command(context_settings=_FORWARD)
+def load(context: typer.Context) -> None:
+    """Make load on a server: requests/s, latency percentiles, errors."""
+    _forward("deploylab.serving.load_cli", context)
+
+
 @signs.command(context_settings=_FORWARD)
 def evaluate(context: typer.Context) -> None:
     """Accuracy of SignNet by class, on the frozen test split or on your photographs."""
