@@ -91,6 +91,12 @@ def compare(
 
 
 @app.command(context_settings=_FORWARD)
+def serve(context: typer.Context) -> None:
+    """Serve a model over HTTP, in as many processes as there are cores."""
+    _forward("deploylab.serving.serve_cli", context)
+
+
+@app.command(context_settings=_FORWARD)
 def load(context: typer.Context) -> None:
     """Make load on a server: requests/s, latency percentiles, errors."""
     _forward("deploylab.serving.load_cli", context)

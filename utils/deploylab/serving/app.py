@@ -39,6 +39,7 @@ class Service:
         self.gate = Gate(limits.max_queue)
         self.predictor: Predictor | None = None
         self.failure: str | None = None
+        self.leaving = False  # set shortly before the end: still answers, but wants no more traffic
         self.started = time.time()
         if isinstance(predictor, Predictor):
             self._use(predictor)
@@ -133,6 +134,8 @@ def create_app(
     @app.get("/readyz")
     def readyz() -> Response:
         service.ready()
+        if service.leaving:
+            raise Problem("draining", "The server is shutting down.", retry_after_s=RETRY_AFTER_S)
         return _json({"status": "ready"})
 
     @app.get("/metrics")
