@@ -52,12 +52,12 @@ async function open(job, { size = "desktop", ...options } = {}) {
 const choose = (page, files) => page.setInputFiles("#file", files);
 const place = (page, name) => page.getByRole("radio", { name }).check();
 const message = async (page) => (await page.getByRole("alert").innerText()).replace(/\s+/g, " ").replace(/ ×$/, "");
-/** Remove the answer shown, so that the next one is not mistaken for it. */
+/** Choose a photo and wait for its answer; one shown before is marked, so that it is not mistaken for it. */
 async function ask(page, file) {
-  const turn = await page.evaluate(() => (document.querySelector(".guesses")?.setAttribute("data-old", ""), 1));
+  await page.evaluate(() => document.querySelector(".guesses")?.setAttribute("data-old", ""));
   await choose(page, file);
   await page.locator(".guesses:not([data-old])").waitFor();
-  return turn && shown(page);
+  return shown(page);
 }
 
 async function shown(page) {
@@ -162,27 +162,25 @@ async function keyboard(job) {
   return { order, samples, checked, answered, afterCamera: await focused() };
 }
 
-/** axe-core's findings: the page with an answer, and with an error, light and dark, wide and narrow. */
+/** axe-core's findings: the page as it opens, with an answer and with an error, light and wide, dark and narrow. */
 async function accessibility(job) {
   const axe = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
   const found = [];
-  for (const size of ["desktop", "phone"]) {
-    for (const colorScheme of ["light", "dark"]) {
-      const page = await open(job, { size, colorScheme, bypassCSP: true });
-      await page.evaluate(axe);
-      for (const state of ["start", "answer", "error"]) {
-        if (state === "answer") await ask(page, job.photos[0]);
-        if (state === "error") {
-          await choose(page, { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("no picture") });
-          await page.getByRole("alert").waitFor();
-        }
-        const { violations, passes } = await page.evaluate(() => globalThis.axe.run());
-        const broken = violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`);
-        found.push({ size, colorScheme, state, broken, passed: passes.length });
-        if (job.out) await page.screenshot({ path: `${job.out}/${size}-${colorScheme}-${state}.png`, fullPage: true });
+  for (const [size, colorScheme] of [["desktop", "light"], ["phone", "dark"]]) {
+    const page = await open(job, { size, colorScheme, bypassCSP: true });
+    await page.evaluate(axe);
+    for (const state of ["start", "answer", "error"]) {
+      if (state === "answer") await ask(page, job.photos[0]);
+      if (state === "error") {
+        await choose(page, { name: "notes.txt", mimeType: "text/plain", buffer: Buffer.from("no picture") });
+        await page.getByRole("alert").waitFor();
       }
-      await page.context().close();
+      const { violations, passes } = await page.evaluate(() => globalThis.axe.run());
+      const broken = violations.map(({ id, nodes }) => `${id}: ${nodes[0].html}`);
+      found.push({ size, colorScheme, state, broken, passed: passes.length });
+      if (job.out) await page.screenshot({ path: `${job.out}/${size}-${colorScheme}-${state}.png`, fullPage: true });
     }
+    await page.context().close();
   }
   return found;
 }
@@ -197,8 +195,8 @@ async function pipeline(job) {
       const pixels = await decode(globalThis.fileOf(bytes));
       const small = resize(pixels, 64, 64);
       const logits = [...(await globalThis.model.run(toTensor(small)))];
-      const { width, height } = pixels;
-      return { width, height, logits, decoded: globalThis.base64(pixels.data), resized: globalThis.base64(small.data) };
+      const [decoded, resized] = await Promise.all([pixels.data, small.data].map(globalThis.base64));
+      return { width: pixels.width, height: pixels.height, logits, decoded, resized };
     }, await base64(photo));
     await writeFile(`${job.out}/${parse(photo).name}.decoded`, decoded, "base64");
     await writeFile(`${job.out}/${parse(photo).name}.resized`, resized, "base64");
@@ -218,7 +216,7 @@ async function wrong(job) {
       const { tensor, logits } = await page.evaluate(async ({ bytes, source }) => {
         const tensor = await globalThis.eval(`(${source})`)(globalThis.fileOf(bytes), globalThis.pipeline);
         const logits = [...(await globalThis.model.run(tensor))];
-        return { tensor: globalThis.base64(new Uint8Array(tensor.buffer)), logits };
+        return { tensor: await globalThis.base64(tensor), logits };
       }, call);
       await writeFile(`${job.out}/${name}-${parse(photo).name}.tensor`, tensor, "base64");
       results[name].push(logits);
@@ -236,10 +234,11 @@ async function withModel(job) {
     globalThis.pipeline = await import(new URL("pipeline.js", document.baseURI).href);
     globalThis.model = await globalThis.pipeline.BrowserModel.load(() => {});
     globalThis.fileOf = (text) => new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))]);
-    globalThis.base64 = (bytes) => {
-      let text = "";
-      for (let i = 0; i < bytes.length; i += 8192) text += String.fromCharCode(...bytes.subarray(i, i + 8192));
-      return btoa(text);
+    globalThis.base64 = async (bytes) => {
+      const reader = new FileReader();
+      reader.readAsDataURL(new Blob([bytes]));
+      await new Promise((resolve) => reader.addEventListener("load", resolve));
+      return reader.result.split(",")[1];
     };
   });
   return page;

@@ -5,6 +5,7 @@ The page is built from ``labs/web`` by the set-up (``make web``), where Node.js 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -113,8 +114,9 @@ def _run_node(job: dict[str, Any], temporary: Path, timeout_s: float) -> dict[st
         try:
             listener.start()
             alarm.start()
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()  # and stays open: the driver ends when it closes
+            with contextlib.suppress(BrokenPipeError):  # it ended already; its last words say why
+                process.stdin.write(json.dumps(job) + "\n")
+                process.stdin.flush()  # and stays open: the driver ends when it closes
             said = process.stdout.read()
         except BaseException:
             process.terminate()
