@@ -1,0 +1,76 @@
+"""The application on gunicorn (https://gunicorn.org): worker processes with threads, all in Python."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+from deploylab.errors import ServerError
+from deploylab.serving import worker
+from deploylab.serving.listener import BACKLOG, Listener
+from deploylab.serving.worker import Work
+
+ACCEPT_S = 1.0
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open; longer than most clients and proxies keep theirs."""
+
+
+def run(work: Work, listener: Listener) -> None:
+    """Serve until SIGTERM or SIGINT. Raises :class:`ServerError`."""
+    try:
+        _Arbiter(_Application(work, listener), listener, work).run()
+    except SystemExit as error:
+        if os.getpid() != work.parent:
+            raise
+        if error.code:
+            raise ServerError(
+                work.failure() or "the workers ended again and again; their last words are above"
+            ) from None
+
+
+class _Application(BaseApplication):
+    def __init__(self, work: Work, listener: Listener) -> None:
+        self._work = work
+        self._settings = {
+            "bind": f"fd://{os.dup(listener.fileno())}",  # gunicorn closes what it is given
+            "backlog": BACKLOG,
+            "workers": work.workers,
+            "worker_class": "gthread",
+            "threads": work.request_threads,
+            "worker_connections": BACKLOG,
+            "keepalive": KEEP_ALIVE_S,
+            "graceful_timeout": math.ceil(work.limits.timeout_s) + 1,
+            "loglevel": "error",
+            "control_socket_disable": True,  # it would leave a file in the home folder
+            "child_exit": lambda _, ended: work.forget(ended.pid),
+        }
+        super().__init__()
+
+    def load_config(self) -> None:
+        for key, value in self._settings.items():
+            if key in self.cfg.settings:  # the control socket came with gunicorn 25
+                self.cfg.set(key, value)
+
+    def load(self) -> Callable[..., Any]:
+        return worker.start(self._work)
+
+
+class _Arbiter(Arbiter):
+    def __init__(self, application: _Application, listener: Listener, work: Work) -> None:
+        super().__init__(application)
+        self._listener, self._work = listener, work
+
+    def handle_int(self) -> None:
+        self.handle_term()  # Ctrl-C loses no request either
+
+    def stop(self, graceful: bool = True) -> None:
+        self._listener.stop_admitting()
+        self._listener.wait_until_accepted(ACCEPT_S)
+        self._listener.close()
+        self._work.leave()
+        super().stop(graceful)
