@@ -27,6 +27,10 @@ DRAWN = {
     "percentile_bars": lambda: figures.percentile_bars({1: TIMES, 2: TIMES}, (50, 90), "title", "threads"),
     "two_series": lambda: figures.two_series({"left": ([1, 2], [3, 4], 1.5, True)}, "ms"),
     "roofline": lambda: figures.roofline(50, {"memory": 10}, {"1x1": np.array([[1.0, 5.0]])}, {"whole": (2.0, 4.0)}),
+    "latency_throughput": lambda: figures.latency_throughput(
+        {"a": [(1, 90.0, 10.0, 12.0), (4, 200.0, 20.0, None)], "b": [(1, 0.5, 2000.0, None)]}, "title", faint=["a"]
+    ),
+    "waiting_times": lambda: figures.waiting_times({"a": (TIMES, TIMES), "b": (TIMES[:1], TIMES[:1])}, 2.0, "title"),
 }
 
 

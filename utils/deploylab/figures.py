@@ -175,6 +175,44 @@ def roofline(
     return figure
 
 
+def latency_throughput(
+    curves: Mapping[str, Sequence[tuple[int, float, float, float | None]]], title: str, faint: Sequence[str] = ()
+) -> Figure:
+    """One line for each way to serve, through its points (clients, requests/s, P50, P90 or None), latencies in ms.
+
+    A whisker reaches from P50 up to P90 where that is known; each point carries its number of clients. The lines
+    named in ``faint`` are drawn thin.
+    """
+    with _drawn(figsize=(7.6, 4.2)) as (figure, grid):
+        axes = grid.flat[0]
+        for place, (name, points) in enumerate(curves.items()):
+            style = {"color": f"C{place}", "alpha": 0.35 if name in faint else 1.0}
+            clients, rates, typical, _ = zip(*points, strict=True)
+            axes.plot(rates, typical, marker="o", label=name, **style)
+            for _, rate, p50, p90 in points:
+                if p90 is not None:
+                    axes.plot((rate, rate), (p50, p90), linewidth=1, marker="_", markevery=(1, 1), **style)
+            for count, rate, p50 in zip(clients, rates, typical, strict=True):
+                axes.annotate(str(count), (rate, p50), (4, -10), textcoords="offset points", fontsize=8, **style)
+        axes.set(title=title, xlabel="throughput (requests/s)", ylabel="latency, P50 to P90 (ms)", yscale="log")
+        axes.set_xlim(left=0)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def waiting_times(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], budget_ms: float, title: str = "") -> Figure:
+    """Panels side by side: for each request, when it was due (s) and how long its answer took (ms), and a budget."""
+    with _drawn(1, len(panels), sharey=True) as (figure, grid):
+        for axes, (name, (due_s, took_ms)) in zip(grid.flat, panels.items(), strict=True):
+            axes.plot(due_s, took_ms, ".", alpha=0.5, markersize=4)
+            axes.axhline(budget_ms, color="C6", linestyle="--", label="budget")
+            axes.set(title=name, xlabel="request due (s)", yscale="log")
+        grid.flat[0].set(ylabel="latency (ms)")
+        grid.flat[0].legend(loc="upper left")
+        _head(figure, title)
+    return figure
+
+
 def _show_picture(axes: Axes, picture: np.ndarray, caption: str, right: bool | None = None) -> None:
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
     axes.grid(False)
