@@ -55,16 +55,16 @@ class Plan:
 class Connection:
     """One place for a request: closed, or connected and free, or with the request ``index`` under way."""
 
-    __slots__ = ("buffer", "due", "end", "index", "outgoing", "sock", "used")
+    __slots__ = ("buffer", "due", "end", "index", "outgoing", "sock", "watched")
 
     def __init__(self) -> None:
         self.sock: socket.socket | None = None
         self.outgoing: memoryview | None = None
+        self.watched = 0  # the events that the selector looks for
         self.buffer = b""
         self.index = -1  # of the request's body; -1 is free
         self.due = 0.0
         self.end = 0  # where the answer ends in the buffer, once its head tells; 0 is unknown
-        self.used = False  # has carried a whole request before
 
 
 class Generator:
@@ -167,14 +167,15 @@ class Generator:
         sock = socket.socket(self.plan.family, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sock, connection.used = sock, False
+        connection.sock = sock
         self.opened += 1
         if sock.connect_ex(tuple(self.plan.address)) not in UNDER_WAY:
             sock.close()
             connection.sock = None
             self._finish(connection, REFUSED)
             return
-        self.selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
+        connection.watched = selectors.EVENT_READ | selectors.EVENT_WRITE
+        self.selector.register(sock, connection.watched, connection)
 
     def _close(self, connection: Connection) -> None:
         if connection.sock is not None:
@@ -192,7 +193,6 @@ class Generator:
 
     def _write(self, connection: Connection) -> None:
         """Send what the socket takes; be woken for the rest."""
-        watched = self.selector.get_key(connection.sock).events
         try:
             sent = connection.sock.send(connection.outgoing)
         except BlockingIOError:
@@ -206,7 +206,8 @@ class Generator:
         rest = connection.outgoing[sent:]
         connection.outgoing = rest if len(rest) else None
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.outgoing is not None else 0)
-        if wanted != watched:
+        if wanted != connection.watched:
+            connection.watched = wanted
             self.selector.modify(connection.sock, wanted, connection)
 
     def _read(self, connection: Connection) -> None:
@@ -243,7 +244,7 @@ class Generator:
 
     def _finish(self, connection: Connection, status: int, body: bytes = b"") -> None:
         self._record(connection.due, connection.index, status, body)
-        connection.index, connection.outgoing, connection.used = -1, None, True
+        connection.index, connection.outgoing = -1, None
         self.busy.discard(connection)
         if status == REFUSED:
             self.resting.append((self.now + REST_AFTER_REFUSAL_S, connection))
