@@ -445,8 +445,14 @@ def quiet_jupyterlab():
     (settings / "overrides.json").write_text(json.dumps(answer, indent=2) + "\n")
 
 
-def lab(environment, options):
+def web(environment, options):
+    """The web page of lab 04, where Node.js is installed (``tools/web_page.py``)."""
     environment.ensure()
+    return subprocess.call([str(environment.python), str(ROOT / "tools" / "web_page.py")])
+
+
+def lab(environment, options):
+    web(environment, options)  # it says what is missing; the course starts all the same
     quiet_jupyterlab()
     browser = not options.no_browser and has_display()
     if not browser:
@@ -462,6 +468,7 @@ def servers(environment, options):
 
 def test(environment, options):
     environment.ensure(ALL_EXTRAS)
+    web(environment, options)
     if servers(environment, options) != 0:
         say("Lab 05 skips what it cannot start, and says so; `make servers` tries again.")
     pytest = [environment.python, "-m", "pytest"]
@@ -482,6 +489,7 @@ def tour(environment, options):
 
 def setup(environment, options):
     environment.ensure(ALL_EXTRAS if options.all else ())
+    web(environment, options)
     return 0
 
 
@@ -567,6 +575,10 @@ def distclean(environment, options):
     if environment.venv.exists():
         remove_folder(environment.venv)
         say("Removed .venv.")
+    modules = ROOT / "labs" / "web" / "node_modules"
+    if modules.exists():
+        remove_folder(modules)
+        say("Removed labs/web/node_modules.")
     if (ROOT / ".envs").exists():
         remove_folder(ROOT / ".envs")
         say("Removed .envs.")
@@ -578,6 +590,7 @@ COMMANDS = {
     "test": (test, "set up everything and run every test and every notebook"),
     "tour": (tour, "doctor, then one model through every engine, without a browser (one to two minutes)"),
     "setup": (setup, "set up the core, or with --all everything"),
+    "web": (web, "build the web page of lab 04 (needs Node.js)"),
     "servers": (servers, "set up the model servers of lab 05 that need an environment of their own"),
     "format": (format_code, "format and fix code and notebooks"),
     "lint": (lint, "check format and code"),

@@ -36,6 +36,7 @@ LARGE = [
     ((64, 64), (64, 64)),
     ((333, 777), (64, 64)),
 ]
+DEPENDENCIES = ("dependencies", "devDependencies", "optionalDependencies")
 SERVER = """
 import sys
 from deploylab.serving import create_app, web
@@ -257,11 +258,14 @@ def test_without_a_build_the_reason_is_given(monkeypatch, tmp_path):
     assert "needs Node.js 18 or later" in web.missing()
 
 
-def test_the_lock_file_names_no_registry_and_every_package_has_a_hash():
-    lock = json.loads((web.source() / "package-lock.json").read_text())
-    packages = {name: entry for name, entry in lock["packages"].items() if name}
+def test_the_lock_file_is_whole_for_every_platform_names_no_registry_and_has_a_hash_for_every_package():
+    lock = json.loads((web.source() / "package-lock.json").read_text())["packages"]
+    packages = {name: entry for name, entry in lock.items() if name}
     assert all("resolved" not in entry for entry in packages.values())
     assert all(entry["integrity"].startswith("sha512-") for entry in packages.values())
+    names = {name.rpartition("node_modules/")[2] for name in packages}
+    wanted = {needed for entry in lock.values() for kind in DEPENDENCIES for needed in entry.get(kind, ())}
+    assert wanted <= names, "a registry that lacks a platform's package makes npm leave it out; see labs/web/README.md"
 
 
 if __name__ == "__main__":

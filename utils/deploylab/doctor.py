@@ -31,6 +31,7 @@ _TOOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nvcc": (("nvcc",), ("--version",)),
     "java": (("java",), ("-XX:-UsePerfData", "-version")),
     "node": (("node",), ("--version",)),
+    "npm": (("npm",), ("--version",)),
     "arm64 emulator": (("qemu-aarch64-static", "qemu-aarch64"), ("--version",)),
     "chromium": (("chromium", "chromium-browser"), ("--version",)),
     "chrome": (("google-chrome", "google-chrome-stable", "chrome"), ("--version",)),
