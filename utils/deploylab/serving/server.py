@@ -53,9 +53,8 @@ def plan(cores: int, workers: int | None = None, threads: int | None = None, *, 
         threads = max(1, cores // workers)
     if workers * threads > cores and not oversubscribe:
         raise InputError(
-            f"{workers} worker(s) x {threads} thread(s) need {workers * threads} cores, and {cores} can be used here; "
-            f"at most {max(1, cores // threads)} worker(s) with {threads} thread(s) each, or {cores // workers or 1} "
-            f"thread(s) with {workers} worker(s)"
+            f"{workers} worker(s) with {threads} thread(s) each need {workers * threads} cores, "
+            f"but only {cores} can be used here; lower one of them"
         )
     return Plan(workers, threads)
 

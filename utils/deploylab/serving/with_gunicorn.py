@@ -9,6 +9,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 
 from deploylab.errors import ServerError
 from deploylab.serving import worker
@@ -25,8 +26,8 @@ def run(work: Work, listener: Listener) -> None:
     try:
         _Arbiter(_Application(work, listener), listener, work).run()
     except SystemExit as error:
-        if os.getpid() != work.parent:
-            raise
+        if os.getpid() != work.parent:  # a worker ends: the way up from here is the parent's
+            os._exit(error.code or 0)
         if error.code:
             raise ServerError(
                 work.failure() or "the workers ended again and again; their last words are above"
@@ -73,4 +74,8 @@ class _Arbiter(Arbiter):
         self._listener.wait_until_accepted(ACCEPT_S)
         self._listener.close()
         self._work.leave()
-        super().stop(graceful)
+        while True:
+            try:
+                return super().stop(graceful)
+            except HaltServer:  # one more worker that could not start
+                continue
