@@ -333,7 +333,8 @@ class Environment:
         settings = pip_settings(self.python)
         no_index = ["--no-index"] if truthy(settings.get("no-index")) else []
         package = str(self.project) + (f"[{','.join(extras)}]" if extras else "")
-        uv = [venv_tool(self.venv, "uv"), "pip", "install", "--python", self.python, *no_index]
+        # with bytecode: where Python may not write it (PYTHONDONTWRITEBYTECODE), every start would compile anew
+        uv = [venv_tool(self.venv, "uv"), "pip", "install", "--compile-bytecode", "--python", self.python, *no_index]
         run_step(
             "Installing the packages of constraints.txt",
             [*uv, "--constraint", constraints, "--editable", package],

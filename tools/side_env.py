@@ -137,8 +137,12 @@ class SideEnvironment:
         env = setup_env.uv_environment(settings, os.environ)
         no_index = ["--no-index"] if setup_env.truthy(settings.get("no-index")) else []
         run_step("Creating the environment", [uv, "venv", "--quiet", "--python", python, self.folder], env=env)
-        install = [uv, "pip", "install", "--python", self.python, "--no-deps", *no_index, "--requirement", self.lock]
-        run_step(f"Installing the packages of {self.lock.relative_to(self.project)}", install, env=env)
+        install = [uv, "pip", "install", "--compile-bytecode", "--no-deps", "--python", self.python, *no_index]
+        run_step(
+            f"Installing the packages of {self.lock.relative_to(self.project)}",
+            [*install, "--requirement", self.lock],
+            env=env,
+        )
         if self.recipe.finish:
             self.recipe.finish(self)
         content = {"fingerprint": self.fingerprint(), "folder": str(self.folder)}
