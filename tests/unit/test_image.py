@@ -1,6 +1,7 @@
 """Pictures as people have them: turned, transparent, grey, printed, deep, moving, broken, hostile."""
 
 import contextlib
+import dataclasses
 import io
 import zlib
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from deploylab import image
 from deploylab.errors import InputError
+from deploylab.signs import dataset
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -280,3 +282,69 @@ def test_a_batch_is_its_pictures():
 def test_arrays_that_are_no_picture_are_told(array, told):
     with pytest.raises(InputError, match=told):
         image.SIGNNET(array)
+
+
+# Decoding at a fraction of the size
+
+SCALED = dataclasses.replace(image.SIGNNET, reducing_gap=2.0)
+
+
+def sign(label: str = "stop") -> Image.Image:
+    return Image.open(next(sample.path for sample in dataset.samples() if sample.label == label))
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [
+        ((64, 64), (64, 64)),
+        ((255, 255), (255, 255)),
+        ((256, 256), (128, 128)),
+        ((640, 480), (320, 240)),
+        ((1100, 825), (275, 207)),
+        ((4000, 3000), (500, 375)),
+        ((9000, 130), (9000, 130)),
+    ],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_wanted(size, decoded):
+    opened = SCALED.open(encoded(Image.new("RGB", size, "red"), "JPEG"))
+    assert opened.image.size == decoded
+    assert opened.load().image.size == decoded
+    assert image.SIGNNET.open(encoded(Image.new("RGB", size), "JPEG")).load().image.size == size
+
+
+def test_only_a_jpeg_can_be_decoded_smaller():
+    for kind in ("PNG", "WEBP"):
+        data = encoded(sign(), kind)
+        assert SCALED.open(data).load().image.size == (640, 480)
+        assert np.array_equal(SCALED(data), image.SIGNNET(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("keep", [None, 0.875])
+def test_the_rounded_edge_of_a_smaller_decode_is_left_out(orientation, keep):
+    """1101 x 829 at a quarter is 275.25 x 207.25, stored as 276 x 208: without the box all would be shifted."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(sign().resize((1101, 829), Image.Resampling.BICUBIC), "JPEG", quality=95, exif=exif)
+    full, scaled = (
+        dataclasses.replace(image.SIGNNET, keep=keep, reducing_gap=gap).resize(data).astype(int) for gap in (None, 2.0)
+    )
+    assert np.abs(full - scaled).mean() < 0.4  # of 255; about 2 with the edge left in
+    assert not np.array_equal(full, scaled)
+
+
+def test_bounds_apply_to_the_full_size():
+    data = encoded(Image.new("RGB", (4000, 3000)), "JPEG")
+    with pytest.raises(image.TooLargeError, match="4000 x 3000"):
+        SCALED.open(data, max_pixels=11_000_000)
+    assert SCALED.open(data).pixels == 500 * 375
+    assert SCALED.open(encoded(Image.new("RGB", (4000, 3000)), "JPEG", progressive=True)).pixels == 12_000_000
+
+
+def test_a_progressive_jpeg_of_endless_scans_is_refused():
+    data = encoded(sign(), "JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    endless = data[:-2] + data[first : first + 12] * 300 + data[-2:]
+    with pytest.raises(image.TooLargeError, match="more than 200 scans"):
+        image.SIGNNET(endless)
+    assert image.SIGNNET(data).shape == (1, 3, 64, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -26,7 +27,7 @@ from deploylab.engines import Artifact
 from deploylab.errors import EngineError, InputError, ModelError
 from deploylab.serving import Limits, MicroBatcher, Predictor, artifacts, create_app, problems
 from deploylab.serving.predictor import softmax
-from deploylab.signs import CLASSES
+from deploylab.signs import CLASSES, dataset
 
 LIMITS = Limits(max_bytes=500_000, max_pixels=4_000_000, max_images=3, max_queue=4, timeout_s=30.0)
 TYPE = "application/problem+json"
@@ -716,3 +717,34 @@ def test_bulky_pictures_are_decoded_one_at_a_time(predictor):
         thread.join()
     assert len(answers) == 4
     assert most == 1
+
+
+def test_a_smaller_decode_keeps_the_answer(predictor, capsys):
+    """All sample photographs, some at 12 megapixels, and an eighth of the frozen test split enlarged, as JPEGs.
+
+    The enlarged pictures have no two sizes alike, so that all scales and rounded edges occur.
+    """
+    whole = dataclasses.replace(predictor.preprocess, reducing_gap=None)
+    samples = dataset.samples()
+    enlarged = [Image.fromarray(pixels) for pixels in dataset.test_split()[0][::8]]
+    widths = np.random.default_rng(0).integers(200, 1000, len(enlarged)).tolist()
+    sets = {
+        "samples": [sample.path.read_bytes() for sample in samples],
+        "samples at 12 MP": [support.encoded(Image.open(one.path).resize((4000, 3000))) for one in samples[::16]],
+        "test split, enlarged": [
+            support.encoded(one.resize((width, width * 3 // 4), Image.Resampling.BICUBIC), quality=90)
+            for one, width in zip(enlarged, widths, strict=True)
+        ],
+    }
+    for name, pictures in sets.items():
+        full, scaled = (
+            softmax(predictor.logits(preprocess.batch(pictures))) for preprocess in (whole, predictor.preprocess)
+        )
+        difference = np.abs(full - scaled).max()
+        best = np.sort(full, axis=1)
+        unclear = best[:, -1] - best[:, -2] < 0.05  # the answer of such a picture hangs on a single pixel
+        with capsys.disabled():
+            print(f"\nscaled decode, {name}: n={len(full)}, largest difference of a probability {difference:.4f}")
+        assert difference < 0.08
+        assert unclear.mean() < 0.02
+        assert (full.argmax(1) == scaled.argmax(1))[~unclear].all()

@@ -36,6 +36,17 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Where the last column (0) and the last row (1) of the stored pixels are then: left, top, right, bottom.
+_EXCESS = {
+    1: (None, None, 0, 1),
+    2: (0, None, None, 1),
+    3: (0, 1, None, None),
+    4: (None, 1, 0, None),
+    5: (None, None, 1, 0),
+    6: (1, None, None, 0),
+    7: (1, 0, None, None),
+    8: (None, 0, 1, None),
+}
 _ORIENTATION_TAG = 0x0112
 
 
@@ -59,7 +70,18 @@ def decode(data: Picture, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_P
 
 def decode_image(data: Picture, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """As :func:`decode`, but as a Pillow image in mode RGB, without a copy to NumPy."""
-    return open_picture(data, max_bytes=max_bytes, max_pixels=max_pixels).load()
+    return open_picture(data, max_bytes=max_bytes, max_pixels=max_pixels).load().image
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A Pillow image in mode RGB, upright, and the part of it that is the picture: left, top, right, bottom.
+
+    The part is None for the whole. A JPEG decoded at an eighth of its size has its last row and column rounded up.
+    """
+
+    image: Image.Image
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +93,17 @@ class Opened:
 
     image: Image.Image
     pixels: int
+    excess: tuple[float, float] = (0.0, 0.0)
+    """Pixels of the last column and the last row beyond the picture."""
 
-    def load(self) -> Image.Image:
-        """Decode: mode RGB, upright. Can be done once. Raises :class:`InputError` for damaged or truncated data."""
+    def load(self) -> Decoded:
+        """Decode. Can be done once. Raises :class:`InputError` for damaged or truncated data."""
         with self.image as image:
             try:
                 image.load()
-                return _rgb(_upright(image))
+                orientation = _orientation(image)
+                upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+                return Decoded(_rgb(upright), _box(upright.size, self.excess, orientation))
             except Exception as error:  # each decoder has its own set of exceptions
                 raise InputError(f"the {image.format} picture is damaged or truncated ({error}); {_ADVICE}") from error
 
@@ -92,23 +118,25 @@ def open_picture(
     memory a camera's photograph takes (Pillow, ``Image.draft``). Bounds apply to the full size.
     """
     payload = _read(data, max_bytes)
-    _check_size(_webp_size(payload), max_pixels)  # Pillow would allocate a WebP's canvas while opening it
+    form = _format(payload)
+    if form == "WEBP":
+        _check_size(_webp_size(payload), max_pixels)  # Pillow would allocate its canvas while opening it
     try:
-        image = Image.open(io.BytesIO(payload), formats=FORMATS)
+        image = Image.open(io.BytesIO(payload), formats=(form,))
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"the picture is too large: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise FormatError(f"not a picture in a supported format ({_described(payload)}); {_ADVICE}") from error
     except Exception as error:
         raise InputError(f"the picture is damaged ({error}); {_ADVICE}") from error
     width, height = image.size
     _check_size(image.size, max_pixels)
     _check_scans(image, payload)
-    if at_least is not None:
-        image.draft(None, (at_least, at_least))
-        if "progressive" not in image.info:  # whose coefficients are all held until the last scan
-            width, height = image.size
-    return Opened(image, width * height)
+    drafted = None if at_least is None else image.draft(None, (at_least, at_least))
+    if drafted is None:
+        return Opened(image, width * height)
+    if "progressive" not in image.info:  # whose coefficients are all held until the last scan
+        width, height = image.size
+    _, (_, _, right, bottom) = drafted
+    return Opened(image, width * height, (image.width - right, image.height - bottom))
 
 
 _ADVICE = f"give a complete file in one of the formats {', '.join(FORMATS)}"
@@ -149,14 +177,16 @@ class Preprocessor:
         """Prepare to decode a picture, no larger than :meth:`resize` has a use for if ``reducing_gap`` is given."""
         return open_picture(data, max_bytes=max_bytes, max_pixels=max_pixels, at_least=self._least_side)
 
-    def resize(self, picture: Picture | np.ndarray | Image.Image) -> np.ndarray:
-        """The first half of the work: uint8 RGB (size, size, 3). Takes also a Pillow image in mode RGB."""
+    def resize(self, picture: Picture | np.ndarray | Decoded) -> np.ndarray:
+        """The first half of the work: uint8 RGB (size, size, 3)."""
         if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(np.ascontiguousarray(check_rgb(picture)))
-        elif not isinstance(picture, Image.Image):
-            picture = self.open(picture).load()
-        box = None if self.keep is None else _centre_square(picture.size, self.keep)
-        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
+            decoded = Decoded(Image.fromarray(np.ascontiguousarray(check_rgb(picture))))
+        else:
+            decoded = picture if isinstance(picture, Decoded) else self.open(picture).load()
+        box = decoded.box
+        if self.keep is not None:
+            box = _centre_square(box or (0, 0, *decoded.image.size), self.keep)
+        return np.asarray(decoded.image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
 
     @property
     def _least_side(self) -> int | None:
@@ -219,6 +249,17 @@ def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
         )
 
 
+def _format(payload: bytes) -> str:
+    """The format by the first bytes (ISO/IEC 10918-1, ISO/IEC 15948, RFC 9649)."""
+    if payload.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if payload.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if payload[:4] == b"RIFF" and payload[8:12] == b"WEBP":
+        return "WEBP"
+    raise FormatError(f"not a picture in a supported format ({_described(payload)}); {_ADVICE}")
+
+
 def _check_scans(image: Image.Image, payload: bytes) -> None:
     """Refuse a progressive JPEG whose scans would keep the decoder busy for minutes (libjpeg-turbo, ``-maxscans``)."""
     if "progressive" in image.info and payload.count(b"\xff\xda") > MAX_SCANS:
@@ -226,8 +267,8 @@ def _check_scans(image: Image.Image, payload: bytes) -> None:
 
 
 def _webp_size(payload: bytes) -> tuple[int, int] | None:
-    """Width and height out of a WebP header (RFC 9649), None if the bytes are not a WebP."""
-    if payload[:4] != b"RIFF" or payload[8:12] != b"WEBP" or len(payload) < 30:
+    """Width and height out of a WebP's header (RFC 9649), None if it is cut off."""
+    if len(payload) < 30:
         return None
     chunk = payload[12:16]
     if chunk == b"VP8X":
@@ -244,12 +285,24 @@ def _described(payload: bytes) -> str:
     return f"{len(payload):,} bytes beginning with {payload[:8]!r}"
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        return image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF does not make the pixels worse: every viewer shows such a picture
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return 1
+
+
+def _box(
+    size: tuple[int, int], excess: tuple[float, float], orientation: int
+) -> tuple[float, float, float, float] | None:
+    """The part of an upright image without the excess that its last column and row had before it was turned."""
+    if excess == (0, 0):
+        return None
+    width, height = size
+    left, top, right, bottom = (
+        excess[axis] if axis is not None else 0.0 for axis in _EXCESS.get(orientation, _EXCESS[1])
+    )
+    return left, top, width - right, height - bottom
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -261,7 +314,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _centre_square(size: tuple[int, int], keep: float) -> tuple[float, float, float, float]:
-    width, height = size
-    half = keep * min(size) / 2
-    return width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half
+def _centre_square(box: tuple[float, float, float, float], keep: float) -> tuple[float, float, float, float]:
+    left, top, right, bottom = box
+    half = keep * min(right - left, bottom - top) / 2
+    x, y = (left + right) / 2, (top + bottom) / 2
+    return x - half, y - half, x + half, y + half

@@ -182,11 +182,11 @@ class Predictor:
             raise DeadlineExceeded("decoding the pictures of this request took too long")
         opened = self.preprocess.open(picture, max_bytes=self.limits.max_bytes, max_pixels=self.limits.max_pixels)
         with self._bulky.turn(opened.pixels, deadline):
-            image = opened.load()
-            decoded = time.perf_counter()
-            pixels = self.preprocess.resize(image)
-        seconds["decode"] += decoded - started
-        seconds["preprocess"] += time.perf_counter() - decoded
+            decoded = opened.load()
+            after = time.perf_counter()
+            pixels = self.preprocess.resize(decoded)
+        seconds["decode"] += after - started
+        seconds["preprocess"] += time.perf_counter() - after
         return pixels
 
     def _tops(self, probabilities: np.ndarray, top_k: int) -> list[Top]:

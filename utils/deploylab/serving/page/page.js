@@ -21,10 +21,11 @@ function bar({ label, probability }) {
 function result(file, prediction) {
   const article = element("article");
   const picture = element("img", "", { alt: "", src: URL.createObjectURL(file) });
-  picture.onload = picture.onerror = () => URL.revokeObjectURL(picture.src);
-  article.append(element("h2", file.name), picture);
+  picture.onload = () => URL.revokeObjectURL(picture.src);
+  article.append(element("h2", file.name));
   if (prediction.top) {
     const list = element("ol");
+    article.append(picture);
     list.append(...prediction.top.map(bar));
     article.append(list);
   } else {
@@ -67,7 +68,7 @@ async function show(list) {
 function summary({ model, engine, predictions, timings_ms: times }) {
   const best = predictions.filter((one) => one.top).map((one) => one.top[0].label.replaceAll("_", " "));
   if (!times) return "This cannot be read.";
-  return `${best.join(", ")} (${model} on ${engine.engine} ${engine.version}, ${times.total} ms in the server)`;
+  return `${best.join(", ")} (${model} on ${engine.engine} ${engine.version}, ${times.total.toFixed(1)} ms in the server)`;
 }
 
 files.addEventListener("change", () => show(files.files));
