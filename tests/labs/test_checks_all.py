@@ -23,6 +23,7 @@ def exercises(lab: str) -> list[str]:
         name
         for name, check in vars(module).items()
         if inspect.isfunction(check) and hasattr(check, "__wrapped__") and check.__module__ == module.__name__
+        if not name.startswith("_")
     ]
 
 
