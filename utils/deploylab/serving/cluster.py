@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ import numpy as np
 
 from deploylab import machine
 from deploylab.errors import InputError, ServerError
-from deploylab.serving import artifacts
+from deploylab.serving import artifacts, background
 from deploylab.serving.asgi import AsgiApp
 from deploylab.serving.batcher import Direct, QueueFull
 from deploylab.serving.limits import Limits
@@ -51,6 +51,8 @@ STOP_TIMEOUT_S = 20.0
 _SESSION = "deploylab-ray-"
 _STARTS = 2  # Ray gives up after 30 s, which a busy machine may need
 _OBJECT_STORE_BYTES = 100 * 2**20  # pictures do not pass through it
+_LEFT_OUT = ("pandas", "rfc3987_syntax")
+"""Packages that Ray and its dependencies import where they find them: most of the time a process takes to start."""
 _LONGEST_TEMP = 40  # Ray puts sockets below it, whose paths may have 107 bytes
 
 
@@ -200,23 +202,32 @@ def _settings(schema: ServeDeploySchema) -> list[Settings]:
 
 
 def configured(
-    config: Mapping[str, Any], *, host: str, port: int, replicas: int | None = None, **args: Any
+    config: Mapping[str, Any],
+    *,
+    host: str = LOOPBACK,
+    port: int | None = None,
+    replicas: int | None = None,
+    **args: Any,
 ) -> dict[str, Any]:
-    """A copy of ``config`` for this address, with ``replicas`` instead of autoscaling and ``args`` for the replicas."""
+    """A copy of ``config`` for this machine: its address, with ``replicas`` instead of autoscaling, with ``args``.
+
+    ``port=0`` picks a free one, None keeps the file's. ``args`` as :class:`Settings`; None keeps the file's.
+    """
     config = copy.deepcopy(dict(config))
-    config["http_options"] = {**config.get("http_options", {}), "host": host, "port": port}
+    options = {**config.get("http_options", {}), "host": host}
+    if port is not None:
+        options["port"] = port or background.free_port()
+    config["http_options"] = options
+    given = {key: value for key, value in args.items() if value is not None}
     for each in config["applications"]:
-        given = {key: value for key, value in args.items() if value is not None}
         each["args"] = {**each.get("args", {}), **given}
         for deployment in each.get("deployments", ()):
             if replicas is not None:
                 deployment.pop("autoscaling_config", None)
                 deployment["num_replicas"] = replicas
             if "threads" in given:
-                deployment["ray_actor_options"] = {
-                    **deployment.get("ray_actor_options", {}),
-                    "num_cpus": given["threads"],
-                }
+                actor = deployment.get("ray_actor_options", {})
+                deployment["ray_actor_options"] = {**actor, "num_cpus": given["threads"]}
     return config
 
 
@@ -256,6 +267,7 @@ def _ray() -> Iterator[None]:
     """Ray on this machine, for this process alone."""
     ray, folder = _import_ray(), _session_folder()
     try:
+        os.environ.update(_absent_in_children(_LEFT_OUT, folder))
         _start_ray(ray, folder)
         yield
     finally:
@@ -264,6 +276,7 @@ def _ray() -> Iterator[None]:
 
 
 def _start_ray(ray: Any, folder: Path) -> None:
+    _start_fewer_processes()
     for attempt in range(_STARTS):
         try:
             ray.init(
@@ -282,18 +295,50 @@ def _start_ray(ray: Any, folder: Path) -> None:
                 raise ServerError(f"Ray did not start: {error}") from error
 
 
+def _start_fewer_processes() -> None:
+    """Leave out what a cluster of one machine has no use for: adding machines, collecting logs, the web console.
+
+    They take more time to start than all the rest.
+    """
+    from ray._private.node import Node
+
+    for name in ("start_monitor", "start_log_monitor", "start_api_server"):
+        setattr(Node, name, lambda *_, **__: None)
+
+
 def _import_ray() -> Any:
     """Ray, told beforehand to stay on this machine: it reads its settings when it is imported."""
     if "ray" not in sys.modules:
         os.environ.update(_closed_to_others())
     try:
-        import ray
-        import ray.serve
+        with _absent(_LEFT_OUT):
+            import ray
+            import ray.serve
     except ImportError as error:
         raise ServerError(
             f"Ray Serve is not installed ({error}). Try: pip install -c constraints.txt -e '.[serving]'"
         ) from error
     return ray
+
+
+@contextlib.contextmanager
+def _absent(packages: Iterable[str]) -> Iterator[None]:
+    """Let an import of these fail in this process, as if they were not installed."""
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+def _absent_in_children(packages: Iterable[str], folder: Path) -> dict[str, str]:
+    """Environment in which an import of these fails in the processes started from now on."""
+    for name in packages:
+        (folder / f"{name}.py").write_text("raise ImportError('left out to start faster')\n")
+    before = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *([before] if before else [])])}
 
 
 def _closed_to_others() -> dict[str, str]:
