@@ -12,12 +12,15 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from deploylab.errors import DeployLabError
+from deploylab.serving.overdue import Overdue
 
 if TYPE_CHECKING:
     from deploylab.serving.app import Application
@@ -124,6 +127,7 @@ def start(work: Work, *, close: bool = False) -> LastRequests:
         raise SystemExit(BOOT_FAILED) from error
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked through again
+    _watch_clients(work)
     _announce(work)
     return LastRequests(app, Switch(work.folder / "leaving"), close)
 
@@ -142,6 +146,14 @@ def _application(work: Work) -> Application:
         limits=work.limits,
     )
     return create_app(predictor, limits=work.limits, site=work.site, access_log=work.access_log or False)
+
+
+def _watch_clients(work: Work) -> None:
+    """A client has ``timeout_s`` to send its request, and we have it again to answer; then its connection is ended."""
+    # Pillow warns of damaged pictures, and Python remembers every text it has warned with: clients choose how many.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    if "url" in work.ready:
+        Overdue(urlsplit(work.ready["url"]).port, 2 * work.limits.timeout_s).watch()
 
 
 def _announce(work: Work) -> None:
