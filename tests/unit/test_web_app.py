@@ -258,6 +258,15 @@ def test_without_a_build_the_reason_is_given(monkeypatch, tmp_path):
     assert "needs Node.js 18 or later" in web.missing()
 
 
+def test_an_excerpt_is_one_function_with_its_comment():
+    text = web.excerpt("picture/tensor.ts", "toTensor")
+    assert text.startswith("/** Pixel by pixel")
+    assert text.count("function") == 1
+    assert text.endswith("return tensor;\n}")
+    with pytest.raises(ServerError, match="no function or class toTensors in"):
+        web.excerpt("picture/tensor.ts", "toTensors")
+
+
 def test_the_lock_file_is_whole_for_every_platform_names_no_registry_and_has_a_hash_for_every_package():
     lock = json.loads((web.source() / "package-lock.json").read_text())["packages"]
     packages = {name: entry for name, entry in lock.items() if name}

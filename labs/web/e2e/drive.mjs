@@ -1,8 +1,9 @@
 // Drives the page in a real browser, headless. Reads one job as a line of JSON from standard input, writes one line of
 // JSON. `deploylab.serving.web.drive` calls it; when that program ends, standard input closes, and the browser with it.
-import { readFile, writeFile } from "node:fs/promises";
+import { readFile, truncate, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { parse } from "node:path";
+import { tmpdir } from "node:os";
+import { join, parse } from "node:path";
 import { createInterface } from "node:readline";
 
 import { chromium } from "playwright-core";
@@ -35,7 +36,7 @@ async function open(job, { size = "desktop", ...options } = {}) {
     viewport: SIZES[size],
     hasTouch: phone,
     isMobile: phone,
-    deviceScaleFactor: phone ? 2 : 1,
+    deviceScaleFactor: job.scale ?? 1,
     reducedMotion: "reduce",
     ...options,
   });
@@ -98,8 +99,11 @@ async function errors(job) {
   const file = (name, mimeType, buffer) => ({ name, mimeType, buffer });
   await choose(page, file("notes.txt", "text/plain", Buffer.from("This is not a picture.\n")));
   said.text = await message(page);
-  if (job.out) await page.screenshot({ path: `${job.out}/error.png`, fullPage: true });
-  await choose(page, file("large.jpg", "image/jpeg", Buffer.alloc(21_000_000, 0xff)));
+  if (job.out) await page.locator(".answer").screenshot({ path: `${job.out}/error.png` });
+  const large = join(tmpdir(), "large.jpg");
+  await writeFile(large, "");
+  await truncate(large, 21_000_000);
+  await choose(page, large);
   said.large = await message(page);
   const half = (await readFile(job.photos[0])).subarray(0, 60);
   for (const name of ["server", "browser"]) {
@@ -208,21 +212,24 @@ async function pipeline(job) {
 /** For each mistake and each photo the tensor, as a file in `out`, and the logits. */
 async function wrong(job) {
   const page = await withModel(job);
-  const results = {};
-  for (const [name, mistake] of Object.entries(mistakes)) {
-    results[name] = [];
-    for (const photo of job.photos) {
-      const call = { bytes: await base64(photo), source: mistake.toString() };
-      const { tensor, logits } = await page.evaluate(async ({ bytes, source }) => {
+  const sources = Object.fromEntries(Object.entries(mistakes).map(([name, mistake]) => [name, mistake.toString()]));
+  const logits = Object.fromEntries(Object.keys(sources).map((name) => [name, []]));
+  for (const photo of job.photos) {
+    const call = { bytes: await base64(photo), sources };
+    const results = await page.evaluate(async ({ bytes, sources }) => {
+      const results = [];
+      for (const [name, source] of Object.entries(sources)) {
         const tensor = await globalThis.eval(`(${source})`)(globalThis.fileOf(bytes), globalThis.pipeline);
-        const logits = [...(await globalThis.model.run(tensor))];
-        return { tensor: await globalThis.base64(tensor), logits };
-      }, call);
+        results.push([name, await globalThis.base64(tensor), [...(await globalThis.model.run(tensor))]]);
+      }
+      return results;
+    }, call);
+    for (const [name, tensor, row] of results) {
       await writeFile(`${job.out}/${name}-${parse(photo).name}.tensor`, tensor, "base64");
-      results[name].push(logits);
+      logits[name].push(row);
     }
   }
-  return results;
+  return logits;
 }
 
 const base64 = async (path) => (await readFile(path)).toString("base64");

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -81,7 +82,7 @@ def drive(scenario: str, url: str, photos: Sequence[Path], *, timeout_s: float =
     """Let headless Chromium go through a scenario of ``labs/web/e2e/drive.mjs`` at ``url``; what it saw.
 
     ``options``: ``out``, a folder for pictures of the page; ``cameraFilm``, an MJPEG file that plays the camera;
-    ``sizes``, ``colorScheme``. Raises :class:`ServerError` if there is no browser, and with the browser's words if
+    ``sizes``, ``colorScheme``, ``scale`` (device pixels a CSS pixel). Raises :class:`ServerError` if there is no browser, and with the browser's words if
     the scenario fails or takes longer than ``timeout_s`` seconds. The browser and its profile are gone afterwards.
     """
     if reason := no_browser():
@@ -93,6 +94,19 @@ def drive(scenario: str, url: str, photos: Sequence[Path], *, timeout_s: float =
     if "result" not in said:
         raise ServerError(f"the browser failed in {scenario}: {said.get('error', 'no answer')}")
     return said["result"]
+
+
+def excerpt(file: str, name: str) -> str:
+    """The function or class ``name`` of ``labs/web/src/FILE``, with the comment above it: for a lab to show."""
+    text = (source() / "src" / file).read_text(encoding="utf-8")
+    found = re.search(
+        rf"(?:^/\*\*(?:(?!\*/).)*\*/\n)?^(?:export )?(?:async )?(?:function|class) {name}\b.*?^}}$",
+        text,
+        re.MULTILINE | re.DOTALL,
+    )
+    if not found:
+        raise ServerError(f"there is no function or class {name} in {file}")
+    return found[0]
 
 
 def _run_node(job: dict[str, Any], temporary: Path, timeout_s: float) -> dict[str, Any]:
