@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,68 +14,24 @@ from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import PathConverter
 
-from deploylab.errors import DeployLabError, InputError
+from deploylab.errors import InputError
 from deploylab.serving import open_inference, problems, uploads
 from deploylab.serving.access_log import STANDARD_ERROR, AccessLog
-from deploylab.serving.limits import Gate, Limits
+from deploylab.serving.limits import Limits
 from deploylab.serving.metrics import CONTENT_TYPE, Metrics
-from deploylab.serving.predictor import Answer, Predictor
+from deploylab.serving.predictor import Predictor
 from deploylab.serving.problems import RETRY_AFTER_S, Problem
+from deploylab.serving.service import Service
+from deploylab.serving.uploads import Upload
 
+PREDICT = "/v1/predict"
 PAGE = Path(__file__).parent / "page"
 JSON = "application/json"
-
-
-class Service:
-    """What the routes share: the model once it is loaded, the limits, the gate, and the two switches of its life.
-
-    ``load`` may be a callable; it then runs in a thread, and until it is done the service is alive but not ready.
-    """
-
-    def __init__(self, predictor: Predictor | Callable[[], Predictor], limits: Limits, metrics: Metrics) -> None:
-        self.limits = limits
-        self.metrics = metrics
-        self.gate = Gate(limits.max_queue)
-        self.predictor: Predictor | None = None
-        self.failure: str | None = None
-        self.leaving = False  # set shortly before the end: still answers, but wants no more traffic
-        self.started = time.time()
-        if isinstance(predictor, Predictor):
-            self._use(predictor)
-        else:
-            self.loader = threading.Thread(target=self._load, args=(predictor,), name="load", daemon=True)
-            self.loader.start()
-
-    def ready(self) -> Predictor:
-        """The predictor. Raises :class:`Problem` 503 while it is loading, if that failed, and while draining."""
-        if not self.gate.open:
-            raise Problem("draining", "The server is shutting down.", retry_after_s=RETRY_AFTER_S)
-        if self.predictor is None:
-            detail = self.failure or "The model is being loaded."
-            raise Problem("loading", detail, retry_after_s=RETRY_AFTER_S)
-        return self.predictor
-
-    def drain(self, timeout_s: float = 10.0) -> bool:
-        """Stop being ready, refuse new requests, wait for those under way. False if ``timeout_s`` was too short."""
-        self.gate.close()
-        return self.gate.wait_until_empty(timeout_s)
-
-    def _use(self, predictor: Predictor) -> None:
-        name, facts = json.dumps(predictor.name), json.dumps(predictor.facts, default=str)
-        self.head = f'{{"model": {name}, "engine": {facts}, "predictions": '  # the same in every answer
-        self.metrics.model(predictor)
-        self.metrics.watch(self.gate, predictor.queue)
-        self.predictor = predictor
-
-    def _load(self, load: Callable[[], Predictor]) -> None:
-        try:
-            self._use(load())
-        except DeployLabError as error:
-            self.failure = f"The model could not be loaded: {error}"
+TIMING = "Server-Timing"
 
 
 class Application(Flask):
-    """Flask, with a look at the clock around each request: for the metrics and the access log."""
+    """Flask, with a look at the clock around each request, and a short cut for the most frequent one."""
 
     request_class = uploads.BoundedRequest
     service: Service
@@ -92,12 +47,36 @@ class Application(Flask):
             return start_response(status, headers, *exc_info)
 
         try:
+            if _is_plain(environ):
+                return self._predict(environ, note, started)
             return super().wsgi_app(environ, note)
         finally:
             seconds = time.perf_counter() - started
             self.metrics.request(_route(environ["PATH_INFO"]), sent[0], seconds)
             if self.access_log:
                 self.access_log.write(**_logged(environ, *sent, seconds))
+
+    def _predict(self, environ: dict[str, Any], start_response: Any, started: float) -> Any:
+        """What the route of the same name does, without Flask's objects: they cost as much as decoding a small JPEG."""
+        try:
+            limit = self.service.limits.max_bytes
+            reply = self.service.predict(lambda: [Upload("body", uploads.body(environ, limit))], started)
+        except Exception as error:
+            return problems.response(error, environ)(environ, start_response)
+        length = str(len(reply.body))
+        start_response("200 OK", [("Content-Type", JSON), ("Content-Length", length), (TIMING, reply.timing)])
+        return [reply.body]
+
+
+def _is_plain(environ: dict[str, Any]) -> bool:
+    """Whether a request only sends a picture to be recognised, with nothing else to look at."""
+    return (
+        environ["PATH_INFO"] == PREDICT
+        and environ["REQUEST_METHOD"] == "POST"
+        and environ.get("CONTENT_TYPE") in uploads.RAW_TYPES
+        and not environ.get("QUERY_STRING")
+        and "HTTP_CONTENT_ENCODING" not in environ
+    )
 
 
 def create_app(
@@ -123,9 +102,12 @@ def create_app(
     app.register_blueprint(open_inference.blueprint(service.ready, service.gate, service.limits))
     _add_site(app, site or PAGE, _SITE_HEADERS if site else _PAGE_HEADERS)
 
-    @app.post("/v1/predict")
+    @app.post(PREDICT)
     def predict() -> Response:
-        return _predict(service)
+        started = time.perf_counter()
+        top_k = _top_k(len(service.ready().labels)) if request.query_string else None
+        reply = service.predict(lambda: uploads.read(request, service.limits), started, top_k)
+        return Response(reply.body, content_type=JSON, headers={TIMING: reply.timing})
 
     @app.get("/healthz")
     def healthz() -> Response:
@@ -192,48 +174,7 @@ _PAGE_HEADERS = _SITE_HEADERS | {
 
 def _error_response(error: Exception) -> Response:
     in_protocol = request.path.startswith(open_inference.PREFIX + "/")
-    return open_inference.error_response(error) if in_protocol else problems.response(error)
-
-
-def _predict(service: Service) -> Response:
-    started = time.perf_counter()
-    predictor = service.ready()
-    top_k = _top_k(len(predictor.labels)) if request.environ.get("QUERY_STRING") else None
-    with service.gate.admit():
-        service.metrics.load()
-        pictures = uploads.read(request, service.limits)
-        read = time.perf_counter() - started
-        answer = predictor.predict(
-            [picture.data for picture in pictures], top_k=top_k, timeout_s=service.limits.timeout_s - read
-        )
-    service.metrics.load()
-    answer.seconds = {"read": read, **answer.seconds}
-    service.metrics.answer(answer)
-    return _reply(service, pictures, answer, started)
-
-
-def _reply(service: Service, pictures: list[uploads.Upload], answer: Answer, started: float) -> Response:
-    predictions = [_prediction(picture.name, result) for picture, result in zip(pictures, answer.results, strict=True)]
-    if not answer.batch:
-        raise _all_bad(predictions, answer)
-    answer.seconds["total"] = time.perf_counter() - started
-    timings = {stage: round(seconds * 1000, 3) for stage, seconds in answer.seconds.items()}
-    body = f'{service.head}{json.dumps(predictions)}, "timings_ms": {json.dumps(timings)}}}\n'
-    reply = Response(body, content_type=JSON)
-    reply.headers["Server-Timing"] = ", ".join([f"{stage};dur={ms}" for stage, ms in timings.items()])
-    return reply
-
-
-def _prediction(name: str, result: Any) -> dict[str, Any]:
-    if isinstance(result, DeployLabError):
-        return {"name": name, "problem": problems.of(result).document()}
-    return {"name": name, "top": [{"label": label, "probability": share} for label, share in result]}
-
-
-def _all_bad(predictions: list[dict[str, Any]], answer: Answer) -> Exception:
-    if len(predictions) == 1:
-        return answer.results[0]
-    return Problem("pictures", f"None of the {len(predictions)} pictures can be read.", predictions=predictions)
+    return open_inference.error_response(error) if in_protocol else problems.response(error, request.environ)
 
 
 def _top_k(classes: int) -> int:
@@ -258,7 +199,7 @@ def _route(path: str) -> str:
     return open_inference.PREFIX if path.startswith(open_inference.PREFIX + "/") else "other"
 
 
-_ROUTES = frozenset({"/", "/v1/predict", "/healthz", "/readyz", "/metrics"})
+_ROUTES = frozenset({"/", PREDICT, "/healthz", "/readyz", "/metrics"})
 
 
 def _logged(environ: dict[str, Any], status: int, headers: list[tuple[str, str]], seconds: float) -> dict[str, Any]:

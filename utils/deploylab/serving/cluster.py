@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 
 from deploylab import machine
 from deploylab.errors import InputError, ServerError
-from deploylab.serving import artifacts, background
+from deploylab.serving import artifacts, background, proxy
 from deploylab.serving.asgi import AsgiApp
 from deploylab.serving.batcher import Direct, QueueFull
 from deploylab.serving.limits import Limits
@@ -49,6 +50,7 @@ READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
 
 _SESSION = "deploylab-ray-"
+_FOLDER = "DEPLOYLAB_RAY_FOLDER"
 _STARTS = 2  # Ray gives up after 30 s, which a busy machine may need
 _OBJECT_STORE_BYTES = 100 * 2**20  # pictures do not pass through it
 _LEFT_OUT = ("pandas", "rfc3987_syntax")
@@ -78,7 +80,8 @@ class Settings:
         for key, value in args.items():
             if key not in known:
                 raise InputError(f"args has no {key!r}; there are {', '.join(known)}")
-            fits = isinstance(value, str) if known[key] is str else type(value) in (int, known[key]) and value > 0
+            least = 0 if key == "max_wait_ms" else 1e-9
+            fits = isinstance(value, str) if known[key] is str else type(value) in (int, known[key]) and value >= least
             if not fits:
                 raise InputError(
                     f"args.{key} must be a {'text' if known[key] is str else 'positive number'}, got {value!r}"
@@ -98,9 +101,10 @@ def middlewares() -> list[Any]:
     """What Ray's proxies put before the application; Ray calls this where its environment variable says so."""
     from starlette.middleware import Middleware
 
-    from deploylab.serving.retry import RetryOnDeath
-
-    return [Middleware(RetryOnDeath, max_bytes=Limits().max_bytes)]
+    found = [Middleware(proxy.RetryOnDeath, max_bytes=Limits().max_bytes)]
+    if _FOLDER in os.environ:
+        found.append(Middleware(proxy.Gate, folder=Path(os.environ[_FOLDER])))
+    return found
 
 
 class Replica:
@@ -253,23 +257,25 @@ def serve(
         artifacts.prepare(settings.model, settings.engine)  # once, and not in every replica
     options = schema.http_options
     stopped = stopped or threading.Event()
-    with _ray(), _ending(stopped):
+    with _ray() as folder, _ending(stopped):
         _deploy(schema)
         _wait_until_running(schema, stopped, ready_timeout_s)
         if ready and not stopped.is_set():
             ready(f"http://{options.host}:{options.port}")
         stopped.wait()
+        _drain(folder, f"http://{options.host}:{options.port}")
         _stop_serving()
 
 
 @contextlib.contextmanager
-def _ray() -> Iterator[None]:
-    """Ray on this machine, for this process alone."""
+def _ray() -> Iterator[Path]:
+    """Ray on this machine, for this process alone; the folder of its files."""
     ray, folder = _import_ray(), _session_folder()
     try:
         os.environ.update(_absent_in_children(_LEFT_OUT, folder))
+        os.environ[_FOLDER] = str(folder)
         _start_ray(ray, folder)
-        yield
+        yield folder
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
@@ -431,8 +437,18 @@ def _words(state: Any) -> str:
     return " ".join(part.strip() for part in told if part.strip())[-2000:] or str(state.status)
 
 
+def _drain(folder: Path, url: str) -> None:
+    """Let no request in any more, and wait for those inside."""
+    closing, drained = proxy.closing_files(folder)
+    closing.touch()
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while not drained.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):  # the refusal is an HTTPError, which is one
+            urllib.request.urlopen(f"{url}/readyz", timeout=1)
+        time.sleep(0.05)
+
+
 def _stop_serving() -> None:
-    """Let the replicas finish what they work on, then end them."""
     from ray import serve
 
     serve.shutdown()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from deploylab.errors import InputError
@@ -36,7 +34,7 @@ class Limits:
 class Gate:
     """Counts the requests inside, keeps further ones out when there are too many, and closes for good.
 
-    Used as ``with gate.admit(): ...`` by any number of threads.
+    Used as ``with gate: ...`` by any number of threads.
     """
 
     def __init__(self, max_inside: int) -> None:
@@ -45,16 +43,8 @@ class Gate:
         self.open = True
         self._changed = threading.Condition(threading.Lock())
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Raise :class:`Problem` 503 with Retry-After if the gate is closed or ``max_inside`` are inside."""
-        self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
-
-    def enter(self) -> None:
         with self._changed:
             if not self.open:
                 raise Problem(
@@ -65,7 +55,7 @@ class Gate:
                 raise Problem("overloaded", detail, retry_after_s=RETRY_AFTER_S)
             self.inside += 1
 
-    def leave(self) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changed:
             self.inside -= 1
             if not self.open:

@@ -7,6 +7,7 @@ One process keeps its numbers to itself. Several worker processes share a folder
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 
 from prometheus_client import (
@@ -29,6 +30,7 @@ MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_NOTE_EVERY_S = 0.1
 _ROWS = (1, 2, 4, 8, 16, 32)
 _STAGES = ("read", "decode", "preprocess", "queue", "inference")
 
@@ -81,6 +83,7 @@ class Metrics:
         self._stages = {stage: self._stage_seconds.labels(stage) for stage in _STAGES}
         self._answered, self._refused = self._pictures.labels("answered"), self._pictures.labels("refused")
         self._looks: tuple[tuple[Gauge, Callable[[], float]], ...] = ()
+        self._note_at, self._noted = 0.0, 0
         self._routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         if not several_processes():
             ProcessCollector(registry=registry)
@@ -116,6 +119,7 @@ class Metrics:
 
     def watch(self, gate: Gate, queue: CallQueue) -> None:
         """Show how much is under way: looked up when asked for, or noted at each :meth:`load` for other processes."""
+        self._gate = gate
         looks = ((self._in_flight, lambda: gate.inside), (self._waiting, lambda: queue.stats().waiting))
         if several_processes():
             self._looks = looks
@@ -124,9 +128,14 @@ class Metrics:
                 gauge.set_function(look)
 
     def load(self) -> None:
-        """The number of requests under way has changed."""
-        for gauge, look in self._looks:
-            gauge.set(look())
+        """The number of requests under way has changed. Noted ten times a second, and when there is none left."""
+        if not self._looks:
+            return
+        now, busy = time.monotonic(), self._gate.inside
+        if now >= self._note_at or (self._noted and not busy):
+            self._note_at, self._noted = now + _NOTE_EVERY_S, busy
+            for gauge, look in self._looks:
+                gauge.set(look())
 
     def page(self) -> bytes:
         """All numbers as text, of all worker processes where there are several."""

@@ -118,8 +118,8 @@ def blueprint(ready: Callable[[], Predictor], gate: Gate, limits: Limits) -> Blu
     def infer(name: str, version: str) -> Response:
         started = time.perf_counter()
         asked = model(name, version)
-        with gate.admit():
-            head, tail = _split(uploads.body(request, limits.max_bytes), request.headers.get(HEADER_LENGTH))
+        with gate:
+            head, tail = _split(uploads.body(request.environ, limits.max_bytes), request.headers.get(HEADER_LENGTH))
             wanted = _wanted(head, asked)
             given = _input(head, tail, asked.takes, limits.max_images)
             left = limits.timeout_s - (time.perf_counter() - started)
@@ -164,7 +164,7 @@ def models_of(predictor: Predictor) -> dict[str, Model]:
 def error_response(error: Exception) -> Response:
     """An error in the protocol's own form."""
     problem = problems.of(error)
-    problems.log_if_ours(problem, error)
+    request.environ[problems.INSTANCE] = problems.log_if_ours(problem, error)
     reply = _json({"error": problem.detail})
     reply.status_code = problem.status
     reply.headers.extend(problem.headers)

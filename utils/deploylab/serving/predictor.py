@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ BULKY_PIXELS = 4_000_000
 """Pictures larger than that are decoded one at a time: Pillow takes 4 bytes a pixel, and twice that to convert it."""
 
 DEFAULT_TOP_K = 5
+_NO_TURN = nullcontext()
 
 Top = list[tuple[str, float]]
 """Labels and probabilities, the most likely first."""
@@ -79,7 +80,7 @@ class Predictor:
         self.input_name, self.output_name = tensors
         self.facts = dict(facts or {})
         self.top_k = top_k
-        self._bulky = _OneAtATime()
+        self._bulky = threading.Lock()
         self.input_shape = (3, preprocess.size, preprocess.size)
         classes = len(self._warm_up())
         self.labels = tuple(labels) if labels is not None else tuple(f"class {index}" for index in range(classes))
@@ -154,8 +155,7 @@ class Predictor:
 
     def _answer(self, pictures: Sequence[bytes], timeout_s: float | None) -> tuple[Answer, np.ndarray]:
         """Decode, preprocess and run. A picture that could be read is None in this answer, not yet its classes."""
-        started = time.perf_counter()
-        deadline = math.inf if timeout_s is None else started + timeout_s
+        deadline = math.inf if timeout_s is None else time.perf_counter() + timeout_s
         answer, resized = Answer([], {"decode": 0.0, "preprocess": 0.0}), []
         for picture in pictures:
             try:
@@ -166,7 +166,7 @@ class Predictor:
         if not resized:
             return answer, np.empty((0, len(self.labels)))
         before = time.perf_counter()
-        x = self.preprocess.normalise(np.stack(resized))
+        x = self.preprocess.normalise(np.stack(resized) if len(resized) > 1 else resized[0][None])
         now = time.perf_counter()
         answer.seconds["preprocess"] += now - before
         timed = self.queue.timed(x, None if timeout_s is None else deadline - now)
@@ -181,7 +181,7 @@ class Predictor:
         if started > deadline:
             raise DeadlineExceeded("decoding the pictures of this request took too long")
         opened = self.preprocess.open(picture, max_bytes=self.limits.max_bytes, max_pixels=self.limits.max_pixels)
-        with self._bulky.turn(opened.pixels, deadline):
+        with self._turn(opened.pixels, deadline):
             decoded = opened.load()
             after = time.perf_counter()
             pixels = self.preprocess.resize(decoded)
@@ -189,8 +189,22 @@ class Predictor:
         seconds["preprocess"] += time.perf_counter() - after
         return pixels
 
+    def _turn(self, pixels: int, deadline: float) -> AbstractContextManager[Any]:
+        """Held while a picture is decoded: a bulky one alone, so that uploads together do not exhaust the memory."""
+        return _NO_TURN if pixels <= BULKY_PIXELS else self._bulky_turn(deadline)
+
+    @contextmanager
+    def _bulky_turn(self, deadline: float) -> Iterator[None]:
+        left = max(0.0, deadline - time.perf_counter())
+        if not self._bulky.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+            raise DeadlineExceeded("large pictures of other requests had to be decoded first")
+        try:
+            yield
+        finally:
+            self._bulky.release()
+
     def _tops(self, probabilities: np.ndarray, top_k: int) -> list[Top]:
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        order = (-probabilities).argsort(axis=1, kind="stable")[:, :top_k]
         return [
             [(self.labels[index], row[index]) for index in best]
             for row, best in zip(probabilities.tolist(), order.tolist(), strict=True)
@@ -205,26 +219,6 @@ class Predictor:
         return self.queue(np.zeros((1, *self.input_shape), np.float32))[0]
 
 
-class _OneAtATime:
-    """Lets only one thread decode a bulky picture, so that a few uploads together do not exhaust the memory."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def turn(self, pixels: int, deadline: float) -> Iterator[None]:
-        """Wait for one's turn if need be; :class:`DeadlineExceeded` if it does not come before ``deadline``."""
-        if pixels <= BULKY_PIXELS:
-            yield
-            return
-        if not self._lock.acquire(timeout=min(max(0.0, deadline - time.perf_counter()), threading.TIMEOUT_MAX)):
-            raise DeadlineExceeded("large pictures of other requests had to be decoded first")
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities, float64 (n, classes), of finite logits (n, classes)."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
@@ -232,7 +226,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:
-    if not np.isfinite(logits).all():
+    if not (math.isfinite(np.vdot(logits, logits)) or np.isfinite(logits).all()):
         raise EngineError("the engine's output contains NaN or infinity")
     return logits
 

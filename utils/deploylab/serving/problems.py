@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from flask import Response, request
+from flask import Response
 from werkzeug.exceptions import HTTPException
 
 from deploylab import image
@@ -118,10 +118,10 @@ _KIND_OF_ERROR: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def response(error: Exception) -> Response:
-    """The problem document of an exception, as a response."""
+def response(error: Exception, environ: dict[str, Any]) -> Response:
+    """The problem document of an exception, as the response to a request."""
     problem = of(error)
-    instance = log_if_ours(problem, error)
+    instance = environ[INSTANCE] = log_if_ours(problem, error)
     reply = Response(json.dumps(problem.document(instance)) + "\n", problem.status, problem.headers)
     reply.content_type = MEDIA_TYPE
     reply.headers["Cache-Control"] = "no-store"
@@ -130,7 +130,7 @@ def response(error: Exception) -> Response:
 
 def log_if_ours(problem: Problem, error: Exception) -> str:
     """Write the traceback of an unexpected error to the log. Names this occurrence with a URN."""
-    instance = request.environ[INSTANCE] = uuid.uuid4().urn
+    instance = uuid.uuid4().urn
     if problem.kind == "internal":
         _log.error("%s: %s", instance, error, exc_info=error)
     return instance

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
@@ -19,8 +18,7 @@ _EXTRA_PARTS = 16
 """Form fields besides the pictures, which are ignored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(NamedTuple):
     """An encoded picture and the name its sender gave it."""
 
     name: str
@@ -45,15 +43,14 @@ def read(request: Request, limits: Limits) -> list[Upload]:
         detail = f"The body has the content encoding {request.headers['Content-Encoding']!r:.40}; send it as it is."
         raise Problem("media-type", detail, headers={"Accept-Encoding": "identity"})
     if kind in RAW_TYPES or not kind:
-        return [Upload("body", body(request, limits.max_bytes))]
+        return [Upload("body", body(request.environ, limits.max_bytes))]
     if kind == MULTIPART:
         return _of_form(request, limits)
     raise Problem("media-type", _unsupported(kind), headers={"Accept-Post": ", ".join((*RAW_TYPES, MULTIPART))})
 
 
-def body(request: Request, max_bytes: int) -> bytes:
+def body(environ: dict[str, Any], max_bytes: int) -> bytes:
     """The whole body, which must not be empty. Never reads more than ``max_bytes`` + one chunk."""
-    environ = request.environ
     declared = environ.get("CONTENT_LENGTH")
     if declared:
         length = int(declared) if declared.isascii() and declared.isdigit() else -1

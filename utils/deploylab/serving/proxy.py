@@ -1,12 +1,13 @@
-"""In the proxy of a cluster: when a replica dies with a request in hand, another one answers it.
+"""What stands before the application in a cluster's HTTP proxy: retries when a replica dies, and a gate to close.
 
-To answer a picture twice costs nothing but time, so the request is simply asked again. What the proxy says on its own
-(no replica is free, none is left) goes out as a problem document, as everything else does.
+To answer a picture twice costs nothing but time, so a request whose replica died is simply asked again. What the proxy
+says on its own (no replica is free, none is left) goes out as a problem document, as everything else does.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from deploylab.serving.asgi import App, Message, Receive, Send
@@ -40,6 +41,47 @@ class RetryOnDeath:
             if answer.refused or not request.rewind():
                 break
         await _send_problem(answer.problem(), send)
+
+
+class Gate:
+    """ASGI middleware before ``app``: once ``folder/closing`` exists, requests are refused.
+
+    When the last one that was let in has left, ``folder/drained`` is made. Files, because Ray has no word for this.
+    """
+
+    def __init__(self, app: App, *, folder: Path) -> None:
+        self._app = app
+        self._closing, self._drained = closing_files(folder)
+        self._inside = 0
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif self._closing.exists():
+            headers = {"Connection": "close"}
+            detail = "The cluster is shutting down; send the request again."
+            await _send_problem(Problem("draining", detail, retry_after_s=RETRY_AFTER_S, headers=headers), send)
+            self._note()
+        else:
+            await self._through(scope, receive, send)
+
+    async def _through(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        self._inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
+            if self._closing.exists():
+                self._note()
+
+    def _note(self) -> None:
+        if not self._inside:
+            self._drained.touch()
+
+
+def closing_files(folder: Path) -> tuple[Path, Path]:
+    """The file that closes a :class:`Gate`, and the one that says that nobody is inside any more."""
+    return folder / "closing", folder / "drained"
 
 
 class _Request:
