@@ -61,3 +61,11 @@ def test_logarithmic_axes_have_plain_numbers():
     figure.canvas.draw()
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert {"1", "2"} <= set(labels)
+
+
+def test_a_line_keeps_the_colour_of_the_style():
+    """The style is gone when a notebook shows the figure."""
+    from matplotlib.colors import to_rgba
+
+    figure = DRAWN["waiting_times"]()
+    assert figure.axes[0].lines[-1].get_color() == to_rgba("#777777")

@@ -183,12 +183,13 @@ def latency_throughput(
     A whisker reaches from P50 up to P90 where that is known; each point carries its number of clients. The lines
     named in ``faint`` are drawn thin.
     """
-    with _drawn(figsize=(7.6, 4.2)) as (figure, grid):
+    with _drawn(figsize=(7.6, 4.6)) as (figure, grid):
         axes = grid.flat[0]
-        for place, (name, points) in enumerate(curves.items()):
-            style = {"color": f"C{place}", "alpha": 0.35 if name in faint else 1.0}
+        for name, points in curves.items():
             clients, rates, typical, _ = zip(*points, strict=True)
-            axes.plot(rates, typical, marker="o", label=name, **style)
+            style = {"alpha": 0.35 if name in faint else 1.0}
+            (line,) = axes.plot(rates, typical, marker="o", label=name, **style)
+            style["color"] = line.get_color()
             for _, rate, p50, p90 in points:
                 if p90 is not None:
                     axes.plot((rate, rate), (p50, p90), linewidth=1, marker="_", markevery=(1, 1), **style)
@@ -196,7 +197,7 @@ def latency_throughput(
                 axes.annotate(str(count), (rate, p50), (4, -10), textcoords="offset points", fontsize=8, **style)
         axes.set(title=title, xlabel="throughput (requests/s)", ylabel="latency, P50 to P90 (ms)", yscale="log")
         axes.set_xlim(left=0)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -235,7 +236,16 @@ def _drawn(rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Fi
         yield figure, grid
         for axes in grid.flat:
             _plain_numbers(axes)
+            _keep_colours(axes)
         plt.close(figure)
+
+
+def _keep_colours(axes: Axes) -> None:
+    """Lines look up a colour such as C1 when they are shown, which is after the style is gone: look it up now."""
+    from matplotlib.colors import to_rgba
+
+    for line in axes.lines:
+        line.set_color(to_rgba(line.get_color()))
 
 
 def _plain_numbers(axes: Axes) -> None:
