@@ -7,7 +7,9 @@ One process keeps its numbers to itself. Several worker processes share a folder
 from __future__ import annotations
 
 import os
+import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 
 from prometheus_client import (
@@ -35,32 +37,75 @@ _ROWS = (1, 2, 4, 8, 16, 32)
 _STAGES = ("read", "decode", "preprocess", "queue", "inference")
 
 
+class _Counter(Counter):
+    """Counts in a plain number; :meth:`write` adds it to the one that the page shows.
+
+    With several processes that one is in a file, where a change costs some microseconds, and a request has a score.
+    """
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._pending = 0.0
+
+    def inc(self, amount: float = 1, exemplar: None = None) -> None:
+        self._pending += amount
+
+    def write(self) -> None:
+        if self._pending:
+            super().inc(self._pending)
+            self._pending = 0.0
+
+
+class _Histogram(Histogram):
+    """As :class:`_Counter`, for the counts of the buckets and the sum."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._pending = [0] * len(self._upper_bounds)
+        self._pending_sum = 0.0
+
+    def observe(self, amount: float, exemplar: None = None) -> None:
+        self._pending[bisect_left(self._upper_bounds, amount)] += 1
+        self._pending_sum += amount
+
+    def write(self) -> None:
+        for index, count in enumerate(self._pending):
+            if count:
+                self._buckets[index].inc(count)
+                self._pending[index] = 0
+        if self._pending_sum:
+            self._sum.inc(self._pending_sum)
+            self._pending_sum = 0.0
+
+
 class Metrics:
     """The counters of one application in this process, and the page that shows them."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self.registry = registry
-        self._requests = Counter(
+        self._requests = _Counter(
             "deploylab_requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
         )
-        self._request_seconds = Histogram(
+        self._request_seconds = _Histogram(
             "deploylab_request_seconds", "Time in the application.", ["route"], buckets=_SECONDS, registry=registry
         )
-        self._stage_seconds = Histogram(
+        self._stage_seconds = _Histogram(
             "deploylab_stage_seconds",
             "Time of a prediction by stage: read, decode, preprocess, queue, inference.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self._batch_rows = Histogram(
+        self._batch_rows = _Histogram(
             "deploylab_batch_rows",
             "Pictures that the engine ran together, seen from each request.",
             buckets=_ROWS,
             registry=registry,
         )
-        self._pictures = Counter("deploylab_pictures", "Pictures, answered and refused.", ["result"], registry=registry)
+        self._pictures = _Counter(
+            "deploylab_pictures", "Pictures, answered and refused.", ["result"], registry=registry
+        )
         self._in_flight = Gauge(
             "deploylab_requests_in_flight",
             "Requests being worked on.",
@@ -84,7 +129,16 @@ class Metrics:
         self._answered, self._refused = self._pictures.labels("answered"), self._pictures.labels("refused")
         self._looks: tuple[tuple[Gauge, Callable[[], float]], ...] = ()
         self._note_at, self._noted = 0.0, 0
-        self._routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._routes: dict[tuple[str, int], tuple[_Counter, _Histogram]] = {}
+        self._written: list[_Counter | _Histogram] = [
+            *self._stages.values(),
+            self._answered,
+            self._refused,
+            self._batch_rows,
+        ]
+        self._gate: Gate | None = None
+        self._write_at = 0.0
+        self._lock = threading.Lock()
         if not several_processes():
             ProcessCollector(registry=registry)
             PlatformCollector(registry=registry)
@@ -96,26 +150,36 @@ class Metrics:
         self._info.labels(*names).set(1)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """Count an answered request of whatever route."""
-        found = self._routes.get((route, status))
-        if found is None:
-            found = self._requests.labels(route, str(status)), self._request_seconds.labels(route)
-            self._routes[route, status] = found
-        count, time = found
-        count.inc()
-        time.observe(seconds)
+        """Count an answered request of whatever route, as the last that is said about it."""
+        with self._lock:
+            found = self._routes.get((route, status))
+            if found is None:
+                found = self._requests.labels(route, str(status)), self._request_seconds.labels(route)
+                self._routes[route, status] = found
+                self._written += found
+            count, time_taken = found
+            count.inc()
+            time_taken.observe(seconds)
+            now = time.monotonic()
+            if now >= self._write_at or not (self._gate and self._gate.inside):
+                self._write_at = now + _NOTE_EVERY_S
+                self._write()
 
     def answer(self, answer: Answer) -> None:
         """Count an answered prediction."""
-        stages = self._stages
-        for stage, seconds in answer.seconds.items():
-            stages[stage].observe(seconds)
-        refused = answer.refused
-        if refused:
-            self._refused.inc(refused)
-        if answer.batch:
-            self._answered.inc(len(answer.results) - refused)
-            self._batch_rows.observe(answer.batch)
+        stages, refused = self._stages, answer.refused
+        with self._lock:
+            for stage, seconds in answer.seconds.items():
+                stages[stage].observe(seconds)
+            if refused:
+                self._refused.inc(refused)
+            if answer.batch:
+                self._answered.inc(len(answer.results) - refused)
+                self._batch_rows.observe(answer.batch)
+
+    def _write(self) -> None:
+        for each in self._written:
+            each.write()
 
     def watch(self, gate: Gate, queue: CallQueue) -> None:
         """Show how much is under way: looked up when asked for, or noted at each :meth:`load` for other processes."""
@@ -138,7 +202,12 @@ class Metrics:
                 gauge.set(look())
 
     def page(self) -> bytes:
-        """All numbers as text, of all worker processes where there are several."""
+        """All numbers as text, of all worker processes where there are several.
+
+        Those of a worker that is busy at this moment may be a tenth of a second old.
+        """
+        with self._lock:
+            self._write()
         if not several_processes():
             return generate_latest(self.registry)
         registry = CollectorRegistry()
