@@ -204,7 +204,7 @@ async function pipeline(job) {
     }, await base64(photo));
     await writeFile(`${job.out}/${parse(photo).name}.decoded`, decoded, "base64");
     await writeFile(`${job.out}/${parse(photo).name}.resized`, resized, "base64");
-    results.push(rest);
+    results.push({ photo, ...rest });
   }
   return results;
 }

@@ -2,14 +2,14 @@
 // the photo's file and the page's own functions, and returns the 3 x 64 x 64 numbers that the network gets.
 
 /** Takes the canvas' numbers as they lie in memory: R, G, B, A, R, G, B, A, ... */
-export async function canvasBytes(file, { decode, resize }) {
+export async function alphaKept(file, { decode, resize }) {
   const { data } = resize(await decode(file), 64, 64);
   const rgba = Array.from({ length: 64 * 64 * 4 }, (_, i) => (i % 4 === 3 ? 255 : data[3 * (i >> 2) + (i % 4)]));
   return Float32Array.from(rgba.slice(0, 3 * 64 * 64), (value) => value / 255);
 }
 
 /** Drops the alpha, but leaves R, G and B side by side instead of in three planes. */
-export async function interleaved(file, { decode, resize }) {
+export async function notPlanes(file, { decode, resize }) {
   return Float32Array.from(resize(await decode(file), 64, 64).data, (value) => value / 255);
 }
 
@@ -21,7 +21,7 @@ export async function blueFirst(file, { decode, resize, toTensor }) {
 }
 
 /** Lets the canvas resize, by the nearest pixel. */
-export async function canvasResize(file, { toTensor, withoutAlpha }) {
+export async function resizedNearest(file, { toTensor, withoutAlpha }) {
   const context = Object.assign(document.createElement("canvas"), { width: 64, height: 64 }).getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage(await createImageBitmap(file), 0, 0, 64, 64);
@@ -29,7 +29,7 @@ export async function canvasResize(file, { toTensor, withoutAlpha }) {
 }
 
 /** Lets the canvas resize, as it does when nothing is said. */
-export async function canvasSmooth(file, { toTensor, withoutAlpha }) {
+export async function resizedSmooth(file, { toTensor, withoutAlpha }) {
   const context = Object.assign(document.createElement("canvas"), { width: 64, height: 64 }).getContext("2d");
   context.drawImage(await createImageBitmap(file), 0, 0, 64, 64);
   return toTensor(withoutAlpha(context.getImageData(0, 0, 64, 64).data, 64, 64));

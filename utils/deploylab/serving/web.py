@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploylab import models, paths
 from deploylab.errors import ServerError
 from deploylab.serving import artifacts
@@ -82,8 +84,9 @@ def drive(scenario: str, url: str, photos: Sequence[Path], *, timeout_s: float =
     """Let headless Chromium go through a scenario of ``labs/web/e2e/drive.mjs`` at ``url``; what it saw.
 
     ``options``: ``out``, a folder for pictures of the page; ``cameraFilm``, an MJPEG file that plays the camera;
-    ``sizes``, ``colorScheme``, ``scale`` (device pixels a CSS pixel). Raises :class:`ServerError` if there is no browser, and with the browser's words if
-    the scenario fails or takes longer than ``timeout_s`` seconds. The browser and its profile are gone afterwards.
+    ``sizes``, ``colorScheme``, ``scale`` (device pixels a CSS pixel). Raises :class:`ServerError` if there is no
+    browser, and with the browser's words if the scenario fails or takes longer than ``timeout_s`` seconds. The browser
+    and its profile are gone afterwards.
     """
     if reason := no_browser():
         raise ServerError(reason)
@@ -96,9 +99,22 @@ def drive(scenario: str, url: str, photos: Sequence[Path], *, timeout_s: float =
     return said["result"]
 
 
+def pixels_of(row: dict[str, Any], out: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What the scenario ``pipeline`` left in ``out`` for one photo: its pixels as the browser decoded them, uint8
+    (H, W, 3), and after the page's resize, uint8 (64, 64, 3)."""
+    name, shape = Path(row["photo"]).stem, (row["height"], row["width"], 3)
+    decoded = np.fromfile(out / f"{name}.decoded", np.uint8).reshape(shape)
+    return decoded, np.fromfile(out / f"{name}.resized", np.uint8).reshape(64, 64, 3)
+
+
+def tensor_of(mistake: str, photo: Path, out: Path) -> np.ndarray:
+    """What the scenario ``wrong`` left in ``out`` for one mistake and photo: float32 (3, 64, 64)."""
+    return np.fromfile(out / f"{mistake}-{photo.stem}.tensor", np.float32).reshape(3, 64, 64)
+
+
 def excerpt(file: str, name: str) -> str:
-    """The function or class ``name`` of ``labs/web/src/FILE``, with the comment above it: for a lab to show."""
-    text = (source() / "src" / file).read_text(encoding="utf-8")
+    """The function or class ``name`` of ``labs/web/FILE``, with the comment above it: for a lab to show."""
+    text = (source() / file).read_text(encoding="utf-8")
     found = re.search(
         rf"(?:^/\*\*(?:(?!\*/).)*\*/\n)?^(?:export )?(?:async )?(?:function|class) {name}\b.*?^}}$",
         text,

@@ -34,7 +34,9 @@ export class BrowserModel {
     const session = await ort.InferenceSession.create(new Uint8Array(network), options).catch((error) => {
       throw new Problem("The network cannot run in this browser.", `${error}. Switch to “Server”.`);
     });
-    return new BrowserModel(session, labels, size, threads);
+    const loaded = new BrowserModel(session, labels, size, threads);
+    await loaded.run(new Float32Array(3 * size * size)); // so that the first photo does not wait for the warm-up
+    return loaded;
   }
 
   /** Logits for one picture given as a float32 tensor of shape (1, 3, size, size). */
