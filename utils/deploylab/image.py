@@ -194,7 +194,8 @@ class Preprocessor:
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """The second half: uint8 (N, H, W, 3) to float32 (N, 3, H, W)."""
-        scaled = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+        scaled = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
+        scaled /= np.float32(255)
         if self.mean != (0.0, 0.0, 0.0):
             scaled -= np.asarray(self.mean, np.float32)[:, None, None]
         if self.std != (1.0, 1.0, 1.0):
@@ -306,6 +307,8 @@ def _box(
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image  # convert() would copy it
     if image.mode.startswith("I"):  # 16-bit grey; Pillow keeps the high byte of 16-bit colour, so do the same here
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:

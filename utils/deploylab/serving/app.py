@@ -37,6 +37,8 @@ class Application(Flask):
     service: Service
     metrics: Metrics
     access_log: AccessLog | None
+    closing: list[tuple[str, str]]
+    """Headers that announce the end of a connection, for servers that leave it to the application to say so."""
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
         started = time.perf_counter()
@@ -44,6 +46,8 @@ class Application(Flask):
 
         def note(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             sent[:] = int(status[:3]), headers
+            if not environ.get(uploads.BEGUN) and not uploads.finish(environ):
+                headers = [*headers, *self.closing]
             return start_response(status, headers, *exc_info)
 
         try:
@@ -95,6 +99,7 @@ def create_app(
     app = Application(__name__, static_folder=None)
     app.session_interface = _NoSession()
     app.url_map.redirect_defaults = app.url_map.merge_slashes = False  # one address for one thing, no redirects
+    app.closing = []
     app.metrics = Metrics()
     app.access_log = AccessLog(STANDARD_ERROR if access_log is True else access_log) if access_log else None
     service = app.service = Service(predictor, limits or Limits(), app.metrics)

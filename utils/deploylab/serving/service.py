@@ -16,6 +16,12 @@ from deploylab.serving.predictor import Answer, Predictor
 from deploylab.serving.problems import RETRY_AFTER_S, Problem
 from deploylab.serving.uploads import Upload
 
+STAGES = ("read", "decode", "preprocess", "queue", "inference", "total")
+"""What an answer gives the times of, in milliseconds."""
+
+_TAIL = '], "timings_ms": {' + ", ".join(f'"{stage}": %.3f' for stage in STAGES) + "}}\n"
+_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
+
 
 class Reply(NamedTuple):
     """A prediction as it is sent: JSON, and the value of the header Server-Timing."""
@@ -82,24 +88,23 @@ class Service:
 
     def _reply(self, uploads: Sequence[Upload], answer: Answer) -> Reply:
         """By hand instead of with ``json.dumps``, as all but a few numbers is the same in every answer."""
-        times = [(stage, f"{1000 * seconds:.3f}") for stage, seconds in answer.seconds.items()]
+        times = tuple([1000 * answer.seconds[stage] for stage in STAGES])
         predictions = ", ".join(
             [self._prediction(upload.name, result) for upload, result in zip(uploads, answer.results, strict=True)]
         )
-        stages = ", ".join([f'"{stage}": {ms}' for stage, ms in times])
-        body = f'{self._head}[{predictions}], "timings_ms": {{{stages}}}}}\n'
-        return Reply(body.encode(), ", ".join([f"{stage};dur={ms}" for stage, ms in times]))
+        return Reply((self._head + predictions + _TAIL % times).encode(), _TIMING % times)
 
     def _prediction(self, name: str, result: Any) -> str:
         if isinstance(result, DeployLabError):
             return json.dumps(_refusal(name, result))
-        top = ", ".join([f'{{"label": {self._quoted[label]}, "probability": {share}}}' for label, share in result])
+        quoted = self._quoted
+        top = ", ".join([f"{quoted[label]}{share}}}" for label, share in result])
         return f'{{"name": {json.dumps(name)}, "top": [{top}]}}'
 
     def _use(self, predictor: Predictor) -> None:
         name, facts = json.dumps(predictor.name), json.dumps(predictor.facts, default=str)
-        self._head = f'{{"model": {name}, "engine": {facts}, "predictions": '
-        self._quoted = {label: json.dumps(label) for label in predictor.labels}
+        self._head = f'{{"model": {name}, "engine": {facts}, "predictions": ['
+        self._quoted = {label: f'{{"label": {json.dumps(label)}, "probability": ' for label in predictor.labels}
         self.metrics.model(predictor)
         self.metrics.watch(self.gate, predictor.queue)
         self.predictor = predictor

@@ -13,6 +13,10 @@ from deploylab.serving.problems import Problem
 
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 MULTIPART = "multipart/form-data"
+BEGUN = "deploylab.body"
+"""Where a request's WSGI environment says that its body was begun: True once it is read to its end."""
+
+DISCARDED_BYTES = 1 << 20
 _CHUNK = 1 << 16
 _EXTRA_PARTS = 16
 """Form fields besides the pictures, which are ignored."""
@@ -51,26 +55,55 @@ def read(request: Request, limits: Limits) -> list[Upload]:
 
 def body(environ: dict[str, Any], max_bytes: int) -> bytes:
     """The whole body, which must not be empty. Never reads more than ``max_bytes`` + one chunk."""
-    declared = environ.get("CONTENT_LENGTH")
-    if declared:
-        length = int(declared) if declared.isascii() and declared.isdigit() else -1
-        if length < 0:
-            raise Problem("bad-request", f"Content-Length is {declared!r:.40}, not a number of bytes.")
+    length = _declared(environ)
+    if length is not None:
         if length > max_bytes:
             raise too_large(max_bytes, length)
+        environ[BEGUN] = False
         data = _read_exactly(environ["wsgi.input"], length)
     elif environ.get("wsgi.input_terminated"):
+        environ[BEGUN] = False
         data = _read_to_end(environ["wsgi.input"], max_bytes)
     else:
         data = b""
+    environ[BEGUN] = True
     if not data:
         raise Problem("no-picture", "The body is empty. Send the bytes of a JPEG, PNG or WebP picture.")
     return data
 
 
+def finish(environ: dict[str, Any]) -> bool:
+    """Whether the body is read to its end, after reading up to ``DISCARDED_BYTES`` of one that was not begun.
+
+    What is left of a body stands before the client's next request on the same connection. So a server has to close
+    that connection, and the client should know.
+    """
+    if BEGUN in environ:
+        return environ[BEGUN]
+    try:
+        length = _declared(environ)
+        if length is None:
+            return "HTTP_TRANSFER_ENCODING" not in environ
+        if length > DISCARDED_BYTES:
+            return False
+        _read_exactly(environ["wsgi.input"], length)
+    except (Problem, OSError):
+        return False
+    return True
+
+
 def too_large(max_bytes: int, length: int | None = None) -> Problem:
     size = f"{length:,} bytes" if length else "more bytes than that"
     return Problem("body-too-large", f"At most {max_bytes:,} bytes are accepted; the body has {size}.")
+
+
+def _declared(environ: dict[str, Any]) -> int | None:
+    text = environ.get("CONTENT_LENGTH")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise Problem("bad-request", f"Content-Length is {text[:40]!r}, not a number of bytes.")
+    return int(text)
 
 
 def _read_exactly(stream: Any, length: int) -> bytes:
@@ -99,6 +132,7 @@ def _read_to_end(stream: Any, max_bytes: int) -> bytes:
 def _of_form(request: Request, limits: Limits) -> list[Upload]:
     request.max_content_length = limits.max_bytes
     request.max_form_parts = limits.max_images + _EXTRA_PARTS
+    request.environ[BEGUN] = False
     try:
         files = [(field, part) for field, part in request.files.items(multi=True)]
     except RequestEntityTooLarge as error:
@@ -111,6 +145,7 @@ def _of_form(request: Request, limits: Limits) -> list[Upload]:
         raise Problem("bad-request", "The form ended before its Content-Length.") from error
     except ValueError as error:  # a missing boundary, a malformed part
         raise Problem("bad-request", f"The multipart form cannot be read: {error}.") from error
+    request.environ[BEGUN] = True
     if not files:
         raise Problem("no-picture", _no_file(list(request.form)))
     if len(files) > limits.max_images:
