@@ -68,4 +68,5 @@ def test_a_line_keeps_the_colour_of_the_style():
     from matplotlib.colors import to_rgba
 
     figure = DRAWN["waiting_times"]()
-    assert figure.axes[0].lines[-1].get_color() == to_rgba("#777777")
+    axes = figure.axes[0]
+    assert axes.lines[-1].get_color() == axes.get_legend().get_lines()[0].get_color() == to_rgba("#777777")

@@ -244,7 +244,9 @@ def _keep_colours(axes: Axes) -> None:
     """Lines look up a colour such as C1 when they are shown, which is after the style is gone: look it up now."""
     from matplotlib.colors import to_rgba
 
-    for line in axes.lines:
+    legends = [*axes.figure.legends, axes.get_legend()]
+    in_legends = [line for legend in legends if legend for line in legend.get_lines()]
+    for line in (*axes.lines, *in_legends):
         line.set_color(to_rgba(line.get_color()))
 
 
