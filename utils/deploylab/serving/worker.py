@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from deploylab.errors import DeployLabError
+from deploylab.serving.memory import unmap_large_blocks
 from deploylab.serving.overdue import Overdue
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class LastRequests:
         self.app = app
         self._leaving = leaving
         self._header = [("Connection", "close")] if close else []
+        app.closing = self._header  # also where it answers without having read a long body
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if not self._leaving.thrown:
@@ -127,7 +129,7 @@ def start(work: Work, *, close: bool = False) -> LastRequests:
         raise SystemExit(BOOT_FAILED) from error
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked through again
-    _watch_clients(work)
+    _bound_clients(work)
     _announce(work)
     return LastRequests(app, Switch(work.folder / "leaving"), close)
 
@@ -148,12 +150,13 @@ def _application(work: Work) -> Application:
     return create_app(predictor, limits=work.limits, site=work.site, access_log=work.access_log or False)
 
 
-def _watch_clients(work: Work) -> None:
-    """A client has ``timeout_s`` to send its request, and we have it again to answer; then its connection is ended."""
+def _bound_clients(work: Work) -> None:
+    """Bound what clients can make this process keep: connections, memory, and texts of warnings."""
     # Pillow warns of damaged pictures, and Python remembers every text it has warned with: clients choose how many.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    if "url" in work.ready:
+    if "url" in work.ready:  # a client has timeout_s to send its request, and we have it again to answer
         Overdue(urlsplit(work.ready["url"]).port, 2 * work.limits.timeout_s).watch()
+    unmap_large_blocks()
 
 
 def _announce(work: Work) -> None:
