@@ -51,7 +51,7 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts since the start. ``batches``: how many engine runs had how many rows; ``waiting`` and ``running``: now."""
+    """Counts since the start. ``batches``: how many of them had how many rows; ``waiting`` and ``running``: now."""
 
     batches: Mapping[int, int]
     waiting: int
@@ -152,8 +152,10 @@ class CallQueue:
             return self._changed.wait_for(lambda: not self._waiting and not self._runs, timeout_s)
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Refuse new calls and those that wait; return when the engine is free, or after ``timeout_s``. Call it twice
-        if you like."""
+        """Refuse new calls and those that wait; return when the engine is free, or after ``timeout_s``.
+
+        Safe to call twice.
+        """
         with self._lock:
             self._draining = True
             self._counts["refused"] += len(self._waiting)
