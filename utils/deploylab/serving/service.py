@@ -71,14 +71,16 @@ class Service:
         :meth:`Predictor.predict`.
         """
         predictor = self.ready()
-        with self.gate:
+        try:
+            with self.gate:
+                self.metrics.load()
+                uploads = read()
+                read_s = time.perf_counter() - started
+                answer = predictor.predict(
+                    [upload.data for upload in uploads], top_k=top_k, timeout_s=self.limits.timeout_s - read_s
+                )
+        finally:
             self.metrics.load()
-            uploads = read()
-            read_s = time.perf_counter() - started
-            answer = predictor.predict(
-                [upload.data for upload in uploads], top_k=top_k, timeout_s=self.limits.timeout_s - read_s
-            )
-        self.metrics.load()
         seconds = answer.seconds = {"read": read_s, **answer.seconds}
         self.metrics.answer(answer)
         if not answer.batch:
