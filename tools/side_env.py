@@ -4,9 +4,9 @@
     python tools/side_env.py --lock triton       compile tools/environments/triton.txt anew
     python tools/side_env.py --list              what there is, and what is installed
 
-Each holds exactly what ``tools/environments/NAME.txt`` pins, with NumPy, Pillow and ONNX Runtime in the versions of
-constraints.txt, so that two servers differ by the server alone. DeployLab itself is not installed there: put ``utils``
-on PYTHONPATH, it imports without torch. ``.venv`` must exist; its uv does the work, with pip's settings.
+Each holds exactly what ``tools/environments/NAME.txt`` pins, with ONNX Runtime, Pillow and, where it may, NumPy in the
+versions of constraints.txt, so that two servers differ by the server alone. DeployLab itself is not installed there: put
+``utils`` on PYTHONPATH, it imports without torch. ``.venv`` must exist; its uv does the work, with pip's settings.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ HEADER = "# Exact versions of the environment {name}. Made by `python tools/side
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an environment is for: its own requirements, besides SHARED, and the machines they exist for."""
+    """What an environment is for: its own requirements, besides ``shared``, and the machines they exist for."""
 
     title: str
     requirements: tuple[str, ...]
     platforms: tuple[str, ...] = ()  # "System machine"; empty: all
+    shared: tuple[str, ...] = SHARED
+    newest_python: tuple[int, int] = setup_env.NEWEST
     gigabytes: float = 1.0
     finish: Callable[[SideEnvironment], None] | None = None  # a last step of the installation
 
@@ -66,8 +68,11 @@ def give_triton_this_python(environment: SideEnvironment) -> None:
 RECIPES = {
     "triton": Recipe(
         "Triton Inference Server (nvidia-pytriton)",
-        ("nvidia-pytriton==0.7.0; sys_platform == 'linux'",),
+        # Its Python backend reads garbage out of NumPy 2's arrays, as its requirement of NumPy 1 says.
+        ("nvidia-pytriton==0.7.0; sys_platform == 'linux' and python_version < '3.13'", "numpy<2"),
         LINUX,
+        shared=("onnxruntime", "pillow"),
+        newest_python=(3, 12),
         finish=give_triton_this_python,
     ),
     "litserve": Recipe("LitServe", ("litserve==0.2.19",)),
@@ -119,6 +124,10 @@ class SideEnvironment:
         here = f"{platform.system()} {platform.machine()}"
         if self.recipe.platforms and here not in self.recipe.platforms:
             raise SetupError(f"{self.recipe.title} exists for {' and '.join(self.recipe.platforms)}; this is {here}.")
+        facts = setup_env.probe(str(setup_env.venv_python(self.main))) or {"version": (0, 0)}
+        if tuple(facts["version"][:2]) > self.recipe.newest_python:
+            newest, found = (".".join(map(str, each)) for each in (self.recipe.newest_python, facts["version"][:2]))
+            raise SetupError(f"{self.recipe.title} exists for Python up to {newest}; .venv has {found}.")
         if not Path(setup_env.venv_tool(self.main, "uv")).exists():
             raise SetupError(f"{self.main} has no uv, which installs the other environments: run `make setup` first.")
         free = setup_env.shutil.disk_usage(str(self.project)).free / 1e9
@@ -159,7 +168,7 @@ class SideEnvironment:
         drafts = self.project / "build" / "environments"
         drafts.mkdir(parents=True, exist_ok=True)
         wanted, shared, draft = (drafts / f"{self.name}-{part}.txt" for part in ("wanted", "shared", "lock"))
-        wanted.write_text("\n".join([*self.recipe.requirements, *SHARED]) + "\n")
+        wanted.write_text("\n".join([*self.recipe.requirements, *self.recipe.shared]) + "\n")
         shared.write_text("\n".join(self._shared_pins()) + "\n")
         if self.lock.exists():  # versions stay where they may; delete the lock first to take the newest
             draft.write_text(self.lock.read_text())
@@ -177,7 +186,7 @@ class SideEnvironment:
 
     def _shared_pins(self) -> list[str]:
         lines = (self.project / "constraints.txt").read_text().splitlines()
-        return [line for line in lines if re.split(r"[=\s;]", line)[0] in SHARED]
+        return [line for line in lines if re.split(r"[=\s;]", line)[0] in self.recipe.shared]
 
 
 def size_mb(name: str) -> float:
