@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import PIL
+import psutil
 import pytest
 from PIL import Image
 
@@ -239,6 +241,33 @@ def test_a_browser_that_fails_says_why_and_is_gone():
         web.drive("answers", f"http://127.0.0.1:{port}", [])
     with pytest.raises(ServerError, match=r"no answer within 0\.01 s"):
         web.drive("answers", f"http://127.0.0.1:{port}", [], timeout_s=0.01)
+
+
+@needs_browser
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into the process table by a folder's name")
+def test_browser_and_profile_go_when_the_program_that_asked_is_killed(server, tmp_path):
+    code = "import sys; from deploylab.serving import web; web.drive('accessibility', sys.argv[1], sys.argv[2:])"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    asking = subprocess.Popen([sys.executable, "-c", code, server.url, of("stop")], env=environment)
+    try:
+        wait_until(lambda: len(processes_with(tmp_path)) >= 3)
+    finally:
+        asking.kill()
+        asking.wait()
+    wait_until(lambda: not processes_with(tmp_path) and not list(tmp_path.glob("deploylab-browser-*")))
+
+
+def processes_with(folder: Path) -> list[int]:
+    """Processes that carry the folder's name in their command line: the browser's."""
+    found = psutil.process_iter(["cmdline"])
+    return [process.pid for process in found if str(folder) in " ".join(process.info["cmdline"] or ())]
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
 
 
 def test_without_a_build_the_reason_is_given(monkeypatch, tmp_path):

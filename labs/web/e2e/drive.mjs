@@ -1,6 +1,7 @@
 // Drives the page in a real browser, headless. Reads one job as a line of JSON from standard input, writes one line of
 // JSON. `deploylab.serving.web.drive` calls it; when that program ends, standard input closes, and the browser with it.
-import { readFile, truncate, writeFile } from "node:fs/promises";
+import { once } from "node:events";
+import { readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join, parse } from "node:path";
@@ -25,10 +26,8 @@ const FLAGS = [
 
 const PLACES = { server: "Server", browser: "This browser" };
 
-async function firstLine() {
-  for await (const line of createInterface({ input: process.stdin })) return JSON.parse(line);
-  throw new Error("no job on standard input");
-}
+const result = (result) => ({ result });
+const failure = (error) => ({ error: String(error.stack ?? error) });
 
 async function open(job, { size = "desktop", ...options } = {}) {
   const phone = size === "phone";
@@ -254,17 +253,15 @@ async function withModel(job) {
 // What can be asked for. Each gets the job and returns what it saw.
 const SCENARIOS = { answers, errors, camera, keyboard, accessibility, pipeline, wrong };
 
-const job = await firstLine();
+const asked = createInterface({ input: process.stdin });
+const job = JSON.parse((await once(asked, "line"))[0]);
+const alone = once(asked, "close").then(() => "alone");
 const flags = job.cameraFilm ? [...FLAGS, `--use-file-for-fake-video-capture=${job.cameraFilm}`] : FLAGS;
 const browser = await chromium.launch({ executablePath: job.chromium, args: flags, timeout: PATIENCE_MS });
-process.stdin.on("close", () => browser.close().finally(() => process.exit(1)));
-process.stdin.resume();
-let outcome;
-try {
-  outcome = { result: await SCENARIOS[job.scenario](job) };
-} catch (error) {
-  outcome = { error: String(error.stack ?? error) };
-}
-process.stdin.removeAllListeners("close");
+const outcome = await Promise.race([alone, SCENARIOS[job.scenario](job).then(result, failure)]);
 await browser.close();
+if (outcome === "alone") {
+  await rm(job.temporary, { recursive: true, force: true }); // whoever asked is gone and cannot do it
+  process.exit(1);
+}
 process.stdout.write(JSON.stringify(outcome) + "\n", () => process.exit(0));

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -93,7 +94,7 @@ def drive(scenario: str, url: str, photos: Sequence[Path], *, timeout_s: float =
     job = {"scenario": scenario, "url": url, "photos": [str(Path(photo).resolve()) for photo in photos]}
     job |= {"chromium": _browser()} | {name: _text(value) for name, value in options.items()}
     with tempfile.TemporaryDirectory(prefix="deploylab-browser-", ignore_cleanup_errors=True) as temporary:
-        said = _run_node(job, Path(temporary), timeout_s)
+        said = _run_node(job | {"temporary": temporary}, Path(temporary), timeout_s)
     if "result" not in said:
         raise ServerError(f"the browser failed in {scenario}: {said.get('error', 'no answer')}")
     return said["result"]
@@ -154,9 +155,10 @@ def _run_node(job: dict[str, Any], temporary: Path, timeout_s: float) -> dict[st
         finally:
             alarm.cancel()
     listener.join()
-    return (
-        json.loads(said) if said.strip() else {"error": f"no answer within {timeout_s:g} s. {''.join(errors)[-2000:]}"}
-    )
+    if said.strip():
+        return json.loads(said)
+    late = process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    return {"error": f"no answer within {timeout_s:g} s" if late else "".join(errors)[-2000:]}
 
 
 def _browser() -> str | None:
