@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import json
 import logging
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from deploylab import image
 from deploylab.engines import Artifact
-from deploylab.errors import EngineError, InputError, ModelError
+from deploylab.errors import DeployLabError, EngineError, InputError, ModelError
 from deploylab.serving import Limits, MicroBatcher, Predictor, artifacts, create_app, problems
 from deploylab.serving.predictor import softmax
 from deploylab.signs import CLASSES, dataset
@@ -773,3 +774,30 @@ def test_a_smaller_decode_keeps_the_answer(predictor, capsys):
         assert difference < 0.08
         assert unclear.mean() < 0.02
         assert (full.argmax(1) == scaled.argmax(1))[~unclear].all()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/v1/predict", support.noise()[:-200], "image/jpeg"),
+        ("/v1/predict", b"no picture", "image/jpeg"),
+        ("/v1/predict?top_k=1", b"no picture", "image/jpeg"),
+        ("/v2/models/signnet/infer", b"{", "application/json"),
+    ],
+)
+def test_a_refused_request_leaves_nothing_to_the_garbage_collector(client, path, body, kind):
+    """It would hold the bodies of many refused requests until it runs."""
+    assert 400 <= client.post(path, data=body, content_type=kind).status_code < 500
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            client.post(path, data=body, content_type=kind)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kept = [thing for thing in gc.garbage if isinstance(thing, (FrameType, DeployLabError))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert kept == []

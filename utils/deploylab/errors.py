@@ -33,3 +33,15 @@ class ServerError(DeployLabError):
 
 class ParityError(DeployLabError):
     """An engine's output departs from the reference by more than the tolerance."""
+
+
+def without_frames(error: Exception) -> Exception:
+    """``error`` and what caused it, without the frames it passed.
+
+    They hold what the functions worked on, often the error too, so that only the garbage collector would free both.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error

@@ -24,6 +24,7 @@ import numpy as np
 from flask import Blueprint, Response, request
 
 from deploylab import __version__
+from deploylab.errors import without_frames
 from deploylab.serving import problems, uploads
 from deploylab.serving.limits import Gate, Limits
 from deploylab.serving.predictor import Predictor
@@ -168,6 +169,7 @@ def error_response(error: Exception) -> Response:
     reply = _json({"error": problem.detail})
     reply.status_code = problem.status
     reply.headers.extend(problem.headers)
+    without_frames(error)
     return reply
 
 

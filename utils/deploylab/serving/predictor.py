@@ -17,7 +17,7 @@ from PIL import Image
 
 from deploylab import engines, models
 from deploylab.engines import Session
-from deploylab.errors import DeployLabError, EngineError, InputError
+from deploylab.errors import DeployLabError, EngineError, InputError, without_frames
 from deploylab.image import FORMATS, Preprocessor
 from deploylab.serving import artifacts
 from deploylab.serving.batcher import CallQueue, DeadlineExceeded, Direct, MicroBatcher, Run
@@ -162,7 +162,7 @@ class Predictor:
                 resized.append(self._resize(picture, deadline, answer.seconds))
                 answer.results.append(None)
             except InputError as error:
-                answer.results.append(error)
+                answer.results.append(without_frames(error))
         if not resized:
             return answer, np.empty((0, len(self.labels)))
         before = time.perf_counter()

@@ -14,7 +14,7 @@ from flask import Response
 from werkzeug.exceptions import HTTPException
 
 from deploylab import image
-from deploylab.errors import DeployLabError, InputError
+from deploylab.errors import DeployLabError, InputError, without_frames
 from deploylab.serving.batcher import DeadlineExceeded, Draining, QueueFull
 
 MEDIA_TYPE = "application/problem+json"
@@ -125,6 +125,7 @@ def response(error: Exception, environ: dict[str, Any]) -> Response:
     reply = Response(json.dumps(problem.document(instance)) + "\n", problem.status, problem.headers)
     reply.content_type = MEDIA_TYPE
     reply.headers["Cache-Control"] = "no-store"
+    without_frames(error)
     return reply
 
 
