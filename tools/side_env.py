@@ -5,8 +5,8 @@
     python tools/side_env.py --list              what there is, and what is installed
 
 Each holds exactly what ``tools/environments/NAME.txt`` pins, with ONNX Runtime, Pillow and, where it may, NumPy in the
-versions of constraints.txt, so that two servers differ by the server alone. DeployLab itself is not there: put ``utils``
-on PYTHONPATH, it imports without torch. ``.venv`` must exist; its uv does the work, with pip's settings.
+versions of constraints.txt, so that two servers differ by the server alone. DeployLab itself is not there: put
+``utils`` on PYTHONPATH, it imports without torch. ``.venv`` must exist; its uv does the work, with pip's settings.
 """
 
 from __future__ import annotations
