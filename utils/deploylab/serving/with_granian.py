@@ -74,9 +74,11 @@ class _Server(MPServer):
             self.interrupt_signal = True
             self.main_loop_interrupt.set()
             return
-        ended = [self.wrks[index]._id() for index in workers]
+        ended = {index: self.wrks[index]._id() for index in workers}
         super()._respawn_workers(workers, *arguments, **options)
-        for pid in ended:
+        for index, pid in ended.items():
+            if self._work.was_ready(pid):  # granian gives up on a worker that ends twice within seconds
+                self.respawned_wrks.pop(index, None)
             self._work.forget(pid)
 
     def signal_handler_interrupt(self, *_: Any) -> None:

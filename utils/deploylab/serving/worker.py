@@ -71,6 +71,10 @@ class Work:
             return (self.folder / "failed").read_text(encoding="utf-8")
         return None
 
+    def was_ready(self, pid: int) -> bool:
+        """Whether a worker came as far as to answer requests."""
+        return (self.folder / f"ready-{pid}").exists()
+
     def forget(self, pid: int) -> None:
         """A worker has ended: what it was doing at that moment no longer counts."""
         for gauge in self.folder.glob(f"gauge_live*_{pid}.db"):
