@@ -57,8 +57,13 @@ class Drawing:
 
     @property
     def png(self) -> bytes:
-        stream = io.BytesIO()
-        self.figure.savefig(stream, format="png", dpi=110)
+        """The drawing as a PNG with a palette of 64 colours: a drawing has few, and a file stays small."""
+        from PIL import Image
+
+        drawn, stream = io.BytesIO(), io.BytesIO()
+        self.figure.savefig(drawn, format="png", dpi=110)
+        few = Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+        few.save(stream, "PNG", optimize=True)
         return stream.getvalue()
 
     def save(self, path: Path | str) -> Path:
