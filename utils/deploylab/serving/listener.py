@@ -14,6 +14,9 @@ from deploylab.errors import InputError, ServerError
 
 BACKLOG = 1024
 """Connections that the kernel keeps while all workers are busy."""
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open: longer than clients and proxies keep theirs, so that it is they who close
+it, and never a request that meets a closing connection. Requests that do not come to an end are :mod:`.overdue`'s."""
 
 # <linux/filter.h>, <asm-generic/socket.h>, struct tcp_info of <linux/tcp.h>
 _SO_ATTACH_FILTER = 26

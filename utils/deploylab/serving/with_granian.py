@@ -20,7 +20,7 @@ from granian.server.mp import MPServer
 
 from deploylab.errors import ServerError
 from deploylab.serving import worker
-from deploylab.serving.listener import BACKLOG, Listener
+from deploylab.serving.listener import BACKLOG, KEEP_ALIVE_S, Listener
 from deploylab.serving.worker import Work
 
 LINGER_S = 1.0
@@ -55,7 +55,7 @@ class _Server(MPServer):
             websockets=False,
             backlog=BACKLOG,
             backpressure=BACKLOG,
-            http1_settings=HTTP1Settings(header_read_timeout=math.ceil(work.limits.timeout_s * 1000)),
+            http1_settings=HTTP1Settings(header_read_timeout=1000 * KEEP_ALIVE_S),
             log_level=LogLevels.error,
             log_dictconfig={"handlers": {"console": _STDERR, "access": _STDERR}},
             respawn_failed_workers=True,

@@ -13,12 +13,10 @@ from gunicorn.errors import HaltServer
 
 from deploylab.errors import ServerError
 from deploylab.serving import worker
-from deploylab.serving.listener import BACKLOG, Listener
+from deploylab.serving.listener import BACKLOG, KEEP_ALIVE_S, Listener
 from deploylab.serving.worker import Work
 
 ACCEPT_S = 1.0
-KEEP_ALIVE_S = 75
-"""How long an idle connection stays open; longer than most clients and proxies keep theirs."""
 
 
 def run(work: Work, listener: Listener) -> None:

@@ -14,7 +14,7 @@ import waitress
 from waitress.channel import HTTPChannel
 
 from deploylab.serving import worker
-from deploylab.serving.listener import BACKLOG, Listener
+from deploylab.serving.listener import BACKLOG, KEEP_ALIVE_S, Listener
 from deploylab.serving.worker import Work
 
 LINGER_S = 1.0
@@ -34,8 +34,7 @@ def run(work: Work, listener: Listener) -> None:
         connection_limit=BACKLOG,
         inbuf_overflow=work.limits.max_bytes,  # beyond it, an upload would go to a temporary file
         max_request_body_size=2 * work.limits.max_bytes,  # the application says better what is wrong with a large one
-        channel_timeout=max(1, int(work.limits.timeout_s)),
-        cleanup_interval=1,
+        channel_timeout=KEEP_ALIVE_S,
         clear_untrusted_proxy_headers=True,
         ident=None,
     )
