@@ -247,13 +247,13 @@ def test_a_hanging_server_is_given_up(server, rate):
 
 
 def test_the_open_loop_sends_at_poisson_times_drawn_from_the_seed(server):
-    def due(seed: int) -> np.ndarray:
-        result = load.open_loop(server.url + "/delay", rate=400, seconds=1.5, seed=seed)
+    def due(seed: int, seconds: float = 0.5) -> np.ndarray:
+        result = load.open_loop(server.url + "/delay", rate=400, seconds=seconds, seed=seed)
         assert result.ok == result.requests == server.seen.pop("/delay")
         return np.sort(result.due_s)
 
-    first, again, other = due(3), due(3), due(4)
-    np.testing.assert_array_equal(first, again)
+    first, again, other = due(3, seconds=1.5), due(3), due(4)
+    np.testing.assert_array_equal(first[: len(again)], again)
     assert not np.array_equal(first[:100], other[:100])
     gaps = np.diff(first)
     assert gaps.mean() == pytest.approx(1 / 400, rel=0.15)
