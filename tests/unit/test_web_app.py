@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -245,16 +246,23 @@ def test_a_browser_that_fails_says_why_and_is_gone():
 
 @needs_browser
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into the process table by a folder's name")
-def test_browser_and_profile_go_when_the_program_that_asked_is_killed(server, tmp_path):
+def test_browser_and_profile_go_when_the_program_that_asked_is_killed(server, short_folder):
     code = "import sys; from deploylab.serving import web; web.drive('accessibility', sys.argv[1], sys.argv[2:])"
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "TMPDIR": str(short_folder)}
     asking = subprocess.Popen([sys.executable, "-c", code, server.url, of("stop")], env=environment)
     try:
-        wait_until(lambda: len(processes_with(tmp_path)) >= 3)
+        wait_until(lambda: len(processes_with(short_folder)) >= 3)
     finally:
         asking.kill()
         asking.wait()
-    wait_until(lambda: not processes_with(tmp_path) and not list(tmp_path.glob("deploylab-browser-*")))
+    wait_until(lambda: not processes_with(short_folder) and not list(short_folder.glob("deploylab-browser-*")))
+
+
+@pytest.fixture
+def short_folder():
+    """A profile's path must be short: Chromium makes a socket in it, and a socket's name has at most 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="dl-") as folder:
+        yield Path(folder)
 
 
 def processes_with(folder: Path) -> list[int]:

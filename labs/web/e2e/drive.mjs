@@ -21,6 +21,7 @@ const FLAGS = [
   "--disable-background-networking",
   "--disable-component-update",
   "--disable-sync",
+  "--disable-crash-reporter",
   "--use-fake-device-for-media-stream",
 ];
 
@@ -257,11 +258,14 @@ const asked = createInterface({ input: process.stdin });
 const job = JSON.parse((await once(asked, "line"))[0]);
 const alone = once(asked, "close").then(() => "alone");
 const flags = job.cameraFilm ? [...FLAGS, `--use-file-for-fake-video-capture=${job.cameraFilm}`] : FLAGS;
-const browser = await chromium.launch({ executablePath: job.chromium, args: flags, timeout: PATIENCE_MS });
-const outcome = await Promise.race([alone, SCENARIOS[job.scenario](job).then(result, failure)]);
-await browser.close();
-if (outcome === "alone") {
-  await rm(job.temporary, { recursive: true, force: true }); // whoever asked is gone and cannot do it
-  process.exit(1);
-}
+let browser;
+const opening = chromium
+  .launch({ executablePath: job.chromium, args: flags, timeout: PATIENCE_MS })
+  .then((opened) => (browser = opened));
+const scenario = opening.then(() => SCENARIOS[job.scenario](job)).then(result, failure);
+const outcome = await Promise.race([alone, scenario]);
+await opening.then(() => browser.close(), () => {});
+// Here, and not only in the program that asked: it may be gone. Chromium's helpers may still be writing, hence the retries.
+await rm(job.temporary, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
+if (outcome === "alone") process.exit(1);
 process.stdout.write(JSON.stringify(outcome) + "\n", () => process.exit(0));
