@@ -40,7 +40,7 @@ from deploylab.serving import artifacts, background  # noqa: E402
 from deploylab.serving.predictor import REDUCING_GAP, Predictor  # noqa: E402
 
 P99_BOUND_MS = 50.0
-START_WITHIN_S = 120.0
+START_WITHIN_S = 90.0
 PROBLEMS = (DeployLabError, side_env.SetupError, OSError, ValueError, LookupError, TypeError, StopIteration)
 
 
@@ -60,7 +60,7 @@ class Effort:
 
 FULL = Effort(probe_s=2, round_s=3, rounds=3, ladder=(2, 4, 8, 16), max_minutes=25)
 QUICK = Effort(probe_s=1, round_s=1, rounds=2, ladder=(4, 12), max_minutes=6)
-SWEEP = Effort(probe_s=1, round_s=0, rounds=0, ladder=(2, 4, 8, 16), max_minutes=20)
+SWEEP = Effort(probe_s=1, round_s=0, rounds=0, ladder=(4, 12), max_minutes=10)
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Running:
     def label(self, picture: bytes) -> str:
         request = urllib.request.Request(self.url, self.route.body(picture), self.route.headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return self.route.label(json.load(answer))
+            return self.route.label(answer.read())
 
     def check(self, size: str) -> None:
         """Every upload of a size gets the right label, else :class:`DeployLabError`."""

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ _BOUNDARY = "----deploylab-benchmark"
 Settings = dict[str, Any]
 
 
-def _top_label(answer: Any) -> str:
-    return answer["top"][0]["label"]
+def _top_label(answer: bytes) -> str:
+    return json.loads(answer)["top"][0]["label"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Route:
     path: str = "/predict"
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "image/jpeg"})
     body: Callable[[bytes], bytes] = bytes
-    label: Callable[[Any], str] = _top_label
+    label: Callable[[bytes], str] = _top_label
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,13 @@ def _deploylab(python: Path, wanted: Settings) -> list[str]:
     return [str(python), "-m", "deploylab.cli", "serve", "signnet", f"--port={wanted['port']}", *options]
 
 
+def _first_element(answer: bytes) -> str:
+    """The first text of the first output, which Triton sends behind the JSON: its length, then its bytes."""
+    _, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
+    (length,) = struct.unpack_from("<I", answer, end)
+    return answer[end + 4 : end + 4 + length].decode()
+
+
 def _base64_tensor(picture: bytes) -> bytes:
     text = base64.b64encode(picture).decode()
     tensor = {"name": "picture", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
@@ -118,7 +126,7 @@ DEPLOYLAB = Contender(
     _deploylab,
     ({}, {"workers": 1}, {"batch": 8}),
     "/readyz",
-    {"": Route("/v1/predict", label=lambda answer: _top_label(answer["predictions"][0]))},
+    {"": Route("/v1/predict", label=lambda answer: json.loads(answer)["predictions"][0]["top"][0]["label"])},
 )
 
 LITSERVE = Contender(
@@ -154,7 +162,7 @@ BENTOML = Contender(
         "batched": Route(
             headers={"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"},
             body=_form,
-            label=lambda answer: _top_label(answer[0]),
+            label=lambda answer: json.loads(answer)[0]["top"][0]["label"],
         ),
     },
     environment="bentoml",
@@ -174,8 +182,10 @@ RAY = Contender(
     ),
     "/-/healthz",
     variables={
-        "RAY_AUTH_MODE": "disabled"
-    },  # else Ray writes a token into the user's home; it listens on loopback only
+        "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the user's home; here it listens on loopback only
+        "RAY_raylet_start_wait_time_s": "80",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+    },
 )
 
 MLSERVER = Contender(
@@ -196,7 +206,7 @@ MLSERVER = Contender(
             "/v2/models/signnet/infer",
             {"Content-Type": "application/json"},
             _base64_tensor,
-            lambda answer: _top_label(json.loads(answer["outputs"][0]["data"][0])),
+            lambda answer: _top_label(json.loads(answer)["outputs"][0]["data"][0]),
         ),
     },
     environment="mlserver",
@@ -213,7 +223,7 @@ TRITON = Contender(
         "": Route(
             "/v2/models/signnet/infer",
             {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"},
-            label=lambda answer: next(each["data"][0] for each in answer["outputs"] if each["name"] == "label"),
+            label=_first_element,
         )
     },
     environment="triton",

@@ -45,6 +45,7 @@ def main() -> None:
     folder = tempfile.mkdtemp(prefix="ray-")  # not under build/: Ray's sockets need a short path
     try:
         ray.init(
+            address="local",
             num_cpus=wanted["workers"] + 1,
             include_dashboard=False,
             log_to_driver=False,

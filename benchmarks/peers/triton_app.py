@@ -7,6 +7,7 @@ The client sends Triton's "raw binary request": the picture is the whole body, a
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,10 @@ from common import TOP, Classifier, settings
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.proxy.types import Request
 from pytriton.triton import Triton, TritonConfig
+from tritonclient.utils import InferenceServerException
+
+TRIES = 4
+"""On a busy machine an instance may ask for its configuration before the process that has it listens."""
 
 
 def infer_function(classifier: Classifier, batching: bool) -> Callable[[list[Request]], list[dict[str, Any]]]:
@@ -32,9 +37,7 @@ def as_tensors(top: list[dict[str, Any]], shape: tuple[int, ...]) -> dict[str, n
     return {"label": labels.reshape(shape), "probability": probabilities.reshape(shape)}
 
 
-def main() -> None:
-    wanted = settings()
-    logging.disable(logging.WARNING)
+def serve(wanted: dict[str, Any], workspace: str) -> None:
     batching = wanted["batch"] > 1
     config = TritonConfig(
         http_address="127.0.0.1",
@@ -44,7 +47,7 @@ def main() -> None:
         allow_metrics=False,
     )
     batcher = DynamicBatcher(max_queue_delay_microseconds=int(1e6 * wanted["max_wait_s"]))
-    with Triton(config=config) as triton:
+    with Triton(config=config, workspace=workspace) as triton:
         triton.bind(
             model_name="signnet",
             infer_func=[infer_function(Classifier(), batching) for _ in range(wanted["workers"])],
@@ -57,6 +60,18 @@ def main() -> None:
             strict=False,
         )
         triton.serve()
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    for attempt in range(TRIES):
+        with tempfile.TemporaryDirectory() as folder:  # not under build/: its sockets need a short path
+            try:
+                serve(settings(), f"{folder}/w")
+                return
+            except InferenceServerException:
+                if attempt == TRIES - 1:
+                    raise
 
 
 if __name__ == "__main__":
