@@ -53,7 +53,8 @@ class Drawing:
         stream = io.StringIO()
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "deploylab"}):
             self.figure.savefig(stream, format="svg", metadata={"Date": None, "Title": self.description})
-        return stream.getvalue()
+        wide = 'style="max-width: 100%; height: auto" '  # a page may be narrower than the drawing
+        return stream.getvalue().replace("<svg ", f"<svg {wide}", 1)
 
     @property
     def png(self) -> bytes:
@@ -342,7 +343,8 @@ def _attribute_lines(node: onnx.NodeProto) -> list[str]:
     if values.get("group", 1) != 1:
         parts.append(f"{values['group']} groups")
     activation = values.get("activation", b"").decode()
-    return [", ".join(parts), f"then {activation}" if activation else ""]
+    more = ["adds the other input"] if len(node.input) > 3 and node.input[3] else []
+    return [", ".join(parts), ", ".join([*more, *([f"then {activation}"] if activation else [])])]
 
 
 def _is_default(node: onnx.NodeProto, name: str, value: object) -> bool:
@@ -359,9 +361,10 @@ def _constant_lines(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorPro
     """Names (as the operator calls them) with the shape or, of a single number, the value; two on a line."""
     import onnx
 
+    op, domain = ("Conv", "") if node.op_type == "FusedConv" else (node.op_type, node.domain)
     formal = []
-    if onnx.defs.has(node.op_type, node.domain):
-        formal = [each.name for each in onnx.defs.get_schema(node.op_type, domain=node.domain).inputs]
+    if onnx.defs.has(op, domain):
+        formal = [each.name for each in onnx.defs.get_schema(op, domain=domain).inputs]
     texts = []
     for place, name in enumerate(node.input):
         if name in constants:
