@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import io
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType, SimpleNamespace
 
 import numpy as np
@@ -112,6 +114,21 @@ def test_probabilities_are_those_of_the_model(client, predictor):
     assert list(got.values()) == sorted(got.values(), reverse=True)
     assert got == pytest.approx(dict(zip(CLASSES, expected, strict=True)))
     assert sum(got.values()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("data", [support.sample("stop"), b"junk", b"", b"\xff" * 500_001])
+def test_the_short_cut_answers_as_flask_does(client, data):
+    """A plain upload does not go through Flask; one with a parameter does."""
+    short = client.post("/v1/predict", data=data, content_type="image/jpeg")
+    long = client.post("/v1/predict?top_k=5", data=data, content_type="image/jpeg")
+    assert short.status_code == long.status_code
+    assert sorted(short.headers.keys()) == sorted(long.headers.keys())
+    changing = ("timings_ms", "instance")
+    for one, other in ((short.json, long.json), (long.json, short.json)):
+        assert list(one) == list(other)
+        assert {key: one[key] for key in one if key not in changing} == {
+            key: other[key] for key in other if key not in changing
+        }
 
 
 @pytest.mark.parametrize("field", ["image", "images", "anything"])
@@ -801,3 +818,12 @@ def test_a_refused_request_leaves_nothing_to_the_garbage_collector(client, path,
         gc.garbage.clear()
         gc.enable()
     assert kept == []
+
+
+def test_requests_at_once_get_the_answers_they_get_alone():
+    photos = [sample.path.read_bytes() for sample in dataset.samples()[:16]]
+    with contextlib.closing(Predictor.load()) as predictor:
+        alone = [predictor.predict([photo]).results for photo in photos]
+        with ThreadPoolExecutor(8) as pool:
+            together = [*pool.map(lambda photo: predictor.predict([photo]).results, photos * 8)]
+    assert together == alone * 8
