@@ -9,6 +9,7 @@ serves it. wrk can do a closed loop only, so that is what is compared.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import resource
 import shutil
@@ -164,7 +165,8 @@ def conditions(given: argparse.Namespace) -> list[str]:
     version = subprocess.run(["wrk", "-v"], capture_output=True, text=True).stdout.split("[")[0].strip()
     command = f"python benchmarks/load_generators.py --rounds {given.rounds} --seconds {given.seconds}"
     cpu = f"{facts['cpu']}, {facts['usable_cores']} usable core(s)"
-    return [f"Command: `{command}`", "", f"Machine: {cpu}; {facts['system']}; Python {facts['python']}; {version}"]
+    with_what = f"Python {facts['python']}; {version}; load before the run {os.getloadavg()[0]:.1f}"
+    return [f"Command: `{command}`", "", f"Machine: {cpu}; {facts['system']}; {with_what}"]
 
 
 def insert(path: Path, lines: list[str]) -> None:

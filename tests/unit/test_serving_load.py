@@ -182,7 +182,7 @@ def test_bodies_are_posted_in_turn_with_their_headers_and_checked(server):
     assert (result.requests, result.ok, result.wrong) == (9, 6, 3)
     assert len(result.latencies_ms) == 6
     assert "3 wrong answer(s)" in result.complaints()
-    assert "roundabout" in result.examples[200]
+    assert result.examples == {200: "label roundabout, expected Roundabout"}
 
 
 def test_a_bare_url_is_fetched(server):

@@ -253,18 +253,21 @@ class Generator:
 
     def _record(self, due: float, index: int, status: int, body: bytes = b"") -> None:
         right = 1
-        if 200 <= status < 300:
-            if self.expected is not None:
-                found = self.label.search(body)
-                right = int(found is not None and found.group(1) == self.expected[index])
-                if not right:
-                    self.examples.setdefault(status, body[:EXAMPLE_BYTES].decode("utf-8", "replace"))
-        elif status > 0:
-            self.examples.setdefault(status, body[:EXAMPLE_BYTES].decode("utf-8", "replace"))
+        if 200 <= status < 300 and self.expected is not None:
+            found = self.label.search(body)
+            label = found.group(1) if found else b"none"
+            right = int(found is not None and label == self.expected[index])
+            if not right:
+                self._keep_example(status, b"label %s, expected %s" % (label, self.expected[index]))
+        elif status >= 300:
+            self._keep_example(status, body)
         self.due.append(due)
         self.took.append(self.now - due)
         self.status.append(status)
         self.right.append(right)
+
+    def _keep_example(self, status: int, text: bytes) -> None:
+        self.examples.setdefault(status, text[:EXAMPLE_BYTES].decode("utf-8", "replace"))
 
     def _give_up_late(self) -> None:
         """Requests whose time is over count as errors, also those that no connection was free for."""

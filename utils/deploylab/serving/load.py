@@ -57,9 +57,9 @@ class LoadResult:
     ``ok`` counts the answers with a status below 400 and, where labels were expected, the right one; ``rps`` is how
     many of them arrived per second of the measured ``seconds``; ``latencies_ms`` are theirs, and ``due_s`` says when
     each was due, from the start. ``statuses`` counts every answer by HTTP status, ``errors`` what gave no answer, by
-    kind, ``wrong`` the good answers with another label. ``examples`` holds the beginning of one bad answer a status.
-    ``connections`` were opened. ``generator_cpu_s`` of CPU went into making the load; ``lag_ms`` is how late, at most,
-    it sent a request that could go out at once.
+    kind, ``wrong`` the good answers with another label. ``examples`` holds one bad answer a status: its beginning, or
+    the wrong label. ``connections`` were opened. ``generator_cpu_s`` of CPU went into making the load; ``lag_ms`` is
+    how late, at most, it sent a request that could go out at once.
     """
 
     mode: str

@@ -113,7 +113,7 @@ def _tell(results: Sequence[LoadResult], json_file: Path | None, show_histogram:
         return
     _print_table(results)
     for result in results if show_histogram else ():
-        typer.echo("\n" + histogram_text(result))
+        typer.echo(f"\n{_load(result)}\n{histogram_text(result)}")
     for result in results:
         for status, text in result.examples.items():
             typer.echo(f"an answer with status {status}: {' '.join(text.split())}", err=True)
@@ -147,12 +147,15 @@ def _print_table(results: Sequence[LoadResult]) -> None:
         table.add_column(name, justify="left" if name == "load" else "right", no_wrap=True)
     table.add_column("complaints", overflow="fold")
     for result in results:
-        load = f"{result.concurrency} at a time" if result.rate is None else f"{result.rate:g}/s"
         tails = [_number(getattr(result.latency, name, None)) for name in ("p50", "p90", "p99")]
         share = f"{result.generator_cores:.0%} of a core"
         complaints = ", ".join(result.complaints()) or "none"
-        table.add_row(load, f"{result.rps:.1f}", *tails, str(result.requests), share, complaints)
+        table.add_row(_load(result), f"{result.rps:.1f}", *tails, str(result.requests), share, complaints)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _load(result: LoadResult) -> str:
+    return f"{result.concurrency} at a time" if result.rate is None else f"{result.rate:g}/s"
 
 
 def _number(value: float | None) -> str:
