@@ -152,9 +152,12 @@ class Artifact:
 class Session(ABC):
     """A loaded model. ``session(x)`` runs it; what it returns belongs to the caller, what it is given stays unchanged.
 
-    Any thread may call it, one at a time; :meth:`facts` says under ``gil`` whether other Python threads run meanwhile.
-    Load several sessions to run several inferences at once.
+    Any thread may call it, one at a time unless it is ``concurrent``; :meth:`facts` says under ``gil`` whether other
+    Python threads run meanwhile. Load several sessions to run several inferences at once.
     """
+
+    concurrent: ClassVar[bool] = False
+    """Whether several threads may call it at the same time."""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         self.artifact = artifact

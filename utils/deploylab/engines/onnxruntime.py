@@ -51,6 +51,8 @@ def _inference_session(path: Path, threads: int) -> Any:
 
 
 class _OnnxRuntimeSession(Session):
+    concurrent = True  # "multiple threads can invoke the Run() method on the same session" (ONNX Runtime, C API)
+
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact, threads)
         self._session = _inference_session(artifact.file(".onnx"), threads)

@@ -30,6 +30,10 @@ BULKY_PIXELS = 4_000_000
 """Pictures larger than that are decoded one at a time: Pillow takes 4 bytes a pixel, and twice that to convert it."""
 
 DEFAULT_TOP_K = 5
+
+AT_ONCE = 4
+"""Calls that an engine may have at once where it permits several and each has one thread. More than there are cores for
+a process: to wait for a core costs nothing, to be woken when the engine is free costs as much as HTTP does."""
 _NO_TURN = nullcontext()
 
 Top = list[tuple[str, float]]
@@ -235,7 +239,12 @@ def _finite(logits: np.ndarray) -> np.ndarray:
 def _queue(session: Session, fixed: Any, batch: int | None, max_wait_s: float, limits: Limits) -> CallQueue:
     dynamic = fixed == "dynamic"
     if batch is None:
-        return Direct(session, max_queue=limits.max_queue, max_batch=None if dynamic else fixed)
+        return Direct(
+            session,
+            max_queue=limits.max_queue,
+            max_batch=None if dynamic else fixed,
+            parallel=AT_ONCE if session.concurrent and session.threads == 1 else 1,
+        )
     if not dynamic and batch > 1:
         name = session.artifact.engine
         raise EngineError(f"{name}'s artifact runs {fixed} picture at a time: leave batch out, or use another engine")
