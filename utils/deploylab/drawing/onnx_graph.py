@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ Model: TypeAlias = Union["onnx.ModelProto", Path, str]
 Between: TypeAlias = tuple[str, str]
 
 MOST_NODES = 60
+PAGE_WIDTH = 7.6
+"""Inches that a notebook shows without scrolling."""
 
 # Inches, points
 _LINE, _GAP, _MARGIN, _LETTER = 0.145, 0.42, 0.12, 0.072
@@ -53,8 +56,12 @@ class Drawing:
         stream = io.StringIO()
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "deploylab"}):
             self.figure.savefig(stream, format="svg", metadata={"Date": None, "Title": self.description})
-        wide = 'style="max-width: 100%; height: auto" '  # a page may be narrower than the drawing
-        return stream.getvalue().replace("<svg ", f"<svg {wide}", 1)
+        width, height = self.figure.get_size_inches()
+        shown = min(1.0, PAGE_WIDTH / width)  # a wider drawing is scaled; its view box stays
+        size = f'<svg width="{shown * width:.3f}in" height="{shown * height:.3f}in"'
+        return re.sub(
+            r"<svg[^>]*?(?= viewBox)", lambda found: size + _without_size(found[0]), stream.getvalue(), count=1
+        )
 
     @property
     def png(self) -> bytes:
@@ -82,6 +89,10 @@ class Drawing:
             "image/png": base64.b64encode(self.png).decode(),
             "text/plain": self.description,
         }
+
+
+def _without_size(tag: str) -> str:
+    return re.sub(r'^<svg| (width|height)="[^"]*"', "", tag)
 
 
 def graph(model: Model, between: Between | None = None, title: str = "") -> Drawing:
@@ -168,10 +179,11 @@ class _Picture:
 
     @property
     def width(self) -> float:
-        points = [*self.layout.places.values(), *(p for bends in self.layout.bends.values() for p in bends)]
-        right = max(x for x, _ in points) + 0.5
-        label = max((len(text) for text in self.shapes.values()), default=0) * _LETTER * 0.82
-        return max(right * self.column, (right - 0.5) * self.column + label + 0.1) + _MARGIN
+        places, column = self.layout.places, self.column
+        boxes = [place[0] * column + self.boxes[key].width / 2 for key, place in places.items()]
+        labels = [places[key][0] * column + 0.1 + len(text) * _LETTER * 0.82 for key, text in self.shapes.items()]
+        bends = [x * column for way in self.layout.bends.values() for x, _ in way]
+        return max(*boxes, *labels, *bends) + 2 * _MARGIN
 
     @property
     def tops(self) -> list[float]:
