@@ -224,6 +224,13 @@ def test_a_port_in_use_a_wrong_port_and_a_missing_program_are_clear_errors(log, 
         background.start(["no-such-program"], "/", port=background.free_port(), log=log)
 
 
+def test_free_ports_are_free_and_not_those_of_outgoing_connections():
+    ports = {background.free_port() for _ in range(20)}
+    assert len(ports) > 10
+    assert max(ports) < 32768
+    assert all(map(port_is_free, ports))
+
+
 def test_the_guard_needs_the_standard_library_only(tmp_path):
     """It runs isolated and without site-packages; a slip would show only as slow starts."""
     guard = Path(background.__file__).with_name("_guard.py")

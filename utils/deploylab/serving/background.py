@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import random
 import shlex
 import signal
 import socket
@@ -30,15 +31,23 @@ from urllib.parse import urlsplit
 from deploylab.errors import InputError, ServerError
 
 HOST = "127.0.0.1"
+PORTS = (20_000, 32_000)
 _GUARD = Path(__file__).with_name("_guard.py")
 _GUARD_ENDS_WITHIN_S = 15.0
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    """A TCP port of the loopback interface that nobody uses at this moment.
+
+    Taken from below the range out of which systems give ports to outgoing connections (32768 and up on Linux, 49152 on
+    others), so that no client under load takes it before the server does.
+    """
+    choose = random.SystemRandom()  # two processes with one seed would choose the same
+    while True:
+        port = choose.randrange(*PORTS)
+        with contextlib.suppress(ServerError):
+            _require_free(port)
+            return port
 
 
 def start(
