@@ -192,6 +192,25 @@ def test_an_option_out_of_range_is_a_usage_error(arguments):
     assert arguments[0] in done.stderr
 
 
+def test_help_names_every_option():
+    done = CliRunner().invoke(cli, ["serve", "--help"])
+    assert done.exit_code == 0
+    for word in (
+        "Usage",
+        "--engine",
+        "--workers",
+        "--threads",
+        "--batch",
+        "--max-wait-ms",
+        "--host",
+        "--port",
+        "--server",
+    ):
+        assert word in done.stdout
+    for word in ("--site", "--max-queue", "--timeout", "--access-log", "--cluster", "--config", *SERVERS):
+        assert word in done.stdout
+
+
 def test_a_port_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
