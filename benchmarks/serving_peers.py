@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -91,6 +93,8 @@ class Bench:
     def __init__(self, folder: Path, sizes: Sequence[str]) -> None:
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob("peer-*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self.model = next(artifacts.prepare("signnet", "onnxruntime").glob("*.onnx"))
         self.labels = self.folder / "labels.json"
         self.labels.write_text(json.dumps(models.info("signnet").labels))
@@ -324,6 +328,7 @@ def main() -> None:
     parser.add_argument("--max-minutes", type=float, help="what is not measured by then keeps its row, and says so")
     parser.add_argument("--markdown", type=Path, help="write the tables into this file, between their two markers")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C: servers first
     try:
         if not wrk.available():
             raise DeployLabError("the load generator wrk is not installed (Debian: apt install wrk)")
@@ -338,6 +343,8 @@ def main() -> None:
         results = run(bench, chosen, given.variants.split(","), given)
     except (DeployLabError, side_env.SetupError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; --resume goes on from here")
     sweeps = {contender.title: sweep(bench, contender) for contender in chosen}
     everything = {"conditions": conditions, "results": [asdict(result) for result in results], "sweeps": sweeps}
     (bench.folder / "results.json").write_text(json.dumps(everything, indent=1))
