@@ -7,6 +7,8 @@ The client sends Triton's "raw binary request": the picture is the whole body, a
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +66,7 @@ def serve(wanted: dict[str, Any], workspace: str) -> None:
 
 def main() -> None:
     logging.disable(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that Triton unloads the model and its files go
     for attempt in range(TRIES):
         with tempfile.TemporaryDirectory() as folder:  # not under build/: its sockets need a short path
             try:
