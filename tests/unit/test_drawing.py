@@ -10,6 +10,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from onnx import parser
 
 from deploylab import drawing
@@ -69,6 +70,13 @@ def test_two_graphs_beside_each_other():
     assert (
         picture.description == "whole: a graph of 4 nodes: Conv, Clip, Conv, Add; part: a graph of 2 nodes: Clip, Conv"
     )
+
+
+@pytest.mark.parametrize("title", ["", "Short", "ONNX Runtime, level EXTENDED, with a long title to go with it"])
+def test_a_title_is_not_cut_off(title):
+    figure = drawing.graph(model(), title=title).figure
+    right = figure.axes[0].texts[0].get_window_extent(FigureCanvasAgg(figure).get_renderer()).x1
+    assert right <= figure.bbox.x1
 
 
 def test_files_are_written_by_their_suffix(tmp_path):

@@ -30,7 +30,8 @@ PAGE_WIDTH = 7.6
 
 # Inches, points
 _LINE, _GAP, _MARGIN, _LETTER = 0.145, 0.42, 0.12, 0.072
-_HEAD, _SMALL = 9.5, 7.5
+_TITLE, _HEAD, _SMALL = 10, 9.5, 7.5
+_HINTED = 1.08  # letters fitted to pixels are wider than their outlines
 
 _COLOURS = {
     "weights": ("#cfe3f1", ("Conv", "FusedConv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")),
@@ -109,7 +110,8 @@ def side_by_side(parts: Mapping[str, tuple[Model, Between | None]]) -> Drawing:
     import matplotlib.pyplot as plt
 
     pictures = {title: _Picture.of(_loaded(model), between) for title, (model, between) in parts.items()}
-    width = sum(picture.width for picture in pictures.values()) + _GAP * (len(pictures) - 1)
+    widths = {title: max(picture.width, _title_width(title)) for title, picture in pictures.items()}
+    width = sum(widths.values()) + _GAP * (len(pictures) - 1)
     head = 0.35 if any(pictures) else 0.0
     height = max(picture.height for picture in pictures.values()) + head
     with plt.style.context([STYLE, {"figure.constrained_layout.use": False}]):
@@ -118,11 +120,21 @@ def side_by_side(parts: Mapping[str, tuple[Model, Between | None]]) -> Drawing:
         axes.axis("off")
         left = 0.0
         for title, picture in pictures.items():
-            axes.text(left + _MARGIN, head / 2, title, weight="bold", fontsize=10, va="center")
+            axes.text(left + _MARGIN, head / 2, title, weight="bold", fontsize=_TITLE, va="center")
             picture.paint(axes, left, head)
-            left += picture.width + _GAP
+            left += widths[title] + _GAP
         plt.close(figure)
     return Drawing(figure, "; ".join(_described(*each) for each in pictures.items()))
+
+
+def _title_width(title: str) -> float:
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    if not title:
+        return 0.0
+    outline = TextPath((0, 0), title, prop=FontProperties(weight="bold", size=_TITLE))
+    return _HINTED * outline.get_extents().width / 72 + 2 * _MARGIN
 
 
 @dataclass(frozen=True)
