@@ -32,7 +32,7 @@ import numpy as np
 
 from deploylab import machine
 from deploylab.errors import InputError, ServerError
-from deploylab.serving import artifacts, background, proxy
+from deploylab.serving import artifacts, background, leftovers, proxy
 from deploylab.serving.asgi import AsgiApp
 from deploylab.serving.batcher import Direct, QueueFull
 from deploylab.serving.limits import Limits
@@ -378,16 +378,8 @@ def _session_folder() -> Path:
     parent = Path(tempfile.gettempdir())
     if len(str(parent)) > _LONGEST_TEMP:
         parent = Path("/tmp")
-    for old in parent.glob(f"{_SESSION}*"):
-        if not _alive(old.name.removeprefix(_SESSION).partition("-")[0]):
-            shutil.rmtree(old, ignore_errors=True)
+    leftovers.sweep(parent, _SESSION)
     return Path(tempfile.mkdtemp(prefix=f"{_SESSION}{os.getpid()}-", dir=parent))
-
-
-def _alive(pid: str) -> bool:
-    import psutil
-
-    return not pid.isdigit() or psutil.pid_exists(int(pid))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 from deploylab import machine
 from deploylab.errors import InputError, ServerError
+from deploylab.serving import leftovers
 from deploylab.serving.listener import Listener
 from deploylab.serving.worker import Work
 
@@ -165,18 +165,9 @@ def _end_cleanly() -> Iterator[None]:
 @contextlib.contextmanager
 def _private_folder(workers: int) -> Iterator[Path]:
     """For what the processes of a server share. Sweeps up after servers that were killed."""
-    for old in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        pid = old.name.removeprefix(_FOLDER).partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(old, ignore_errors=True)
+    leftovers.sweep(Path(tempfile.gettempdir()), _FOLDER)
     with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
         os.environ.pop(_METRICS_FOLDER, None)
         if workers > 1:
             os.environ[_METRICS_FOLDER] = folder
         yield Path(folder)
-
-
-def _alive(pid: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(pid)
