@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from deploylab import parity
 from deploylab.checks.core import exercise, expect, hint, refuses
 
 # --- ask -------------------------------------------------------------------------------------------------------------
@@ -339,7 +340,7 @@ def _server(
 
     def ask(data: bytes) -> list[dict[str, Any]]:
         x = SIGNNET(np.ascontiguousarray(spoil(decode(data))))
-        with torch.no_grad(), _one_thread():
+        with torch.no_grad(), parity.one_torch_thread():
             best = model(torch.from_numpy(x)).softmax(1)[0].topk(3)
         return [
             {"label": labels[i], "probability": p}
@@ -347,19 +348,6 @@ def _server(
         ]
 
     return ask
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """A network this small gains nothing from more, and on a busy machine they wait for each other."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _photos() -> list[tuple[bytes, str]]:
