@@ -234,6 +234,7 @@ class Engine(ABC):
     accepts: ClassVar[frozenset[str]]  # "torch", "onnx"
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     distributions: ClassVar[tuple[str, ...]]  # names on the package index; the first gives the version
+    runtime_packages: ClassVar[tuple[str, ...]] = ()  # names on the package index; what a board needs to load
     modules: ClassVar[tuple[str, ...]]  # what must be importable to load
     converter_modules: ClassVar[tuple[str, ...]] = ()  # what must be importable besides to convert
     extra: ClassVar[str] = ""  # the extra of pyproject.toml that brings it, "" for the core

@@ -16,6 +16,7 @@ class Eager(Engine):
     title = "PyTorch eager"
     accepts = frozenset({"torch"})
     distributions = ("torch",)
+    runtime_packages = ("torch",)
     modules = ("torch",)
 
     def _convert(

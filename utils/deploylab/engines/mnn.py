@@ -41,6 +41,7 @@ class Mnn(Engine):
     accepts = frozenset({"torch", "onnx"})
     precisions = ("fp32", "fp16")
     distributions = ("MNN",)
+    runtime_packages = ("MNN",)
     modules = ("MNN",)
     converter_modules = ("_tools", "onnx")
 

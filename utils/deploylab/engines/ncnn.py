@@ -37,6 +37,7 @@ class Ncnn(Engine):
     accepts = frozenset({"torch", "onnx"})
     precisions = ("fp32", "fp16", "bf16")
     distributions = ("ncnn",)
+    runtime_packages = ("ncnn",)
     modules = ("ncnn",)
     converter_modules = ("pnnx",)
 

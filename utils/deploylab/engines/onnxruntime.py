@@ -21,6 +21,7 @@ class OnnxRuntime(Engine):
     title = "ONNX Runtime"
     accepts = frozenset({"torch", "onnx"})
     distributions = ("onnxruntime",)
+    runtime_packages = ("onnxruntime",)
     modules = ("onnxruntime",)
     converter_modules = ("onnx",)
 

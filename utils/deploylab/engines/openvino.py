@@ -24,6 +24,7 @@ class OpenVino(Engine):
     accepts = frozenset({"torch", "onnx"})
     precisions = ("fp32", "bf16", "fp16")
     distributions = ("openvino",)
+    runtime_packages = ("openvino",)
     modules = ("openvino",)
     converter_modules = ("onnx",)
 

@@ -27,6 +27,7 @@ class TorchCompile(Engine):
     title = "torch.compile"
     accepts = frozenset({"torch"})
     distributions = ("torch",)
+    runtime_packages = ("torch",)
     modules = ("torch",)
     core = False  # needs a C++ compiler, which is not ours to install
 

@@ -19,6 +19,7 @@ class TorchScript(Engine):
     title = "TorchScript"
     accepts = frozenset({"torch"})
     distributions = ("torch",)
+    runtime_packages = ("torch",)
     modules = ("torch",)
 
     def _convert(
