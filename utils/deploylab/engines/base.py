@@ -271,6 +271,28 @@ class Engine(ABC):
         :class:`ConversionError` for anything the engine cannot do and :class:`EngineError` if it is not installed.
         """
         self._require_converter()
+        source, source_hash, arrays, target = self._wanted(source, example, out_dir, precision, options)
+        return _found(target) or self._convert_into(target, source, source_hash, arrays, precision, options)
+
+    def find(
+        self,
+        source: Source,
+        example: np.ndarray | Sequence[np.ndarray],
+        out_dir: Path | str,
+        precision: str = "fp32",
+        **options: Any,
+    ) -> Artifact | None:
+        """The artifact that :meth:`convert` made of the same before, None if it is still to be made.
+
+        Raises what :meth:`convert` raises for a source, example or precision that the engine cannot take at all.
+        """
+        self.require()
+        return _found(self._wanted(source, example, out_dir, precision, options)[3])
+
+    def _wanted(
+        self, source: Source, example: Any, out_dir: Path | str, precision: str, options: Mapping[str, Any]
+    ) -> tuple[Source, str, tuple[np.ndarray, ...], Path]:
+        """The checked source, its hash, the checked example, and the folder of the artifact made of them."""
         source = self._checked_source(source)
         if precision not in self.precisions:
             raise ConversionError(
@@ -278,13 +300,7 @@ class Engine(ABC):
             )
         arrays = _checked_example(example)
         source_hash = hash_source(source)
-        target = Path(out_dir) / self._folder_name(source_hash, arrays, precision, options)
-        if target.exists():
-            try:
-                return Artifact.read(target)
-            except EngineError:
-                shutil.rmtree(target)  # damaged: convert again
-        return self._convert_into(target, source, source_hash, arrays, precision, options)
+        return source, source_hash, arrays, Path(out_dir) / self._folder_name(source_hash, arrays, precision, options)
 
     def load(self, artifact: Artifact | Path | str, threads: int = 1) -> Session:
         """Load an artifact made by this engine, to run with ``threads`` intra-op threads."""
@@ -491,6 +507,16 @@ def _checked_example(example: np.ndarray | Sequence[np.ndarray]) -> tuple[np.nda
             raise InputError(f"example input {position}: expected a NumPy array, got {type(array).__name__}")
         TensorSpec(str(position), array.shape, str(array.dtype)).check(array)
     return arrays
+
+
+def _found(folder: Path) -> Artifact | None:
+    """The artifact in this folder; a damaged one is removed, to be converted again."""
+    if folder.exists():
+        try:
+            return Artifact.read(folder)
+        except EngineError:
+            shutil.rmtree(folder)
+    return None
 
 
 def _missing(modules: Iterable[str]) -> list[str]:

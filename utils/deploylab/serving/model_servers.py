@@ -8,9 +8,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
+from deploylab import packages as installed
 from deploylab import paths
 from deploylab.errors import InputError
 
@@ -56,36 +57,8 @@ def install_size(packages: Iterable[str], python: Path | str | None = None) -> t
         )
         megabytes, count = told.stdout.split()
         return float(megabytes), int(count)
-    found = _closure(packages)
-    return sum(map(_bytes, found)) / 1e6, len(found)
-
-
-def _closure(packages: Iterable[str]) -> list[metadata.Distribution]:
-    """The installed distributions that ``packages`` require, and they theirs, each once."""
-    from packaging.requirements import Requirement
-
-    waiting, done, found = [Requirement(each) for each in packages], set(), {}
-    while waiting:
-        need = waiting.pop()
-        key = (re.sub(r"[-_.]+", "-", need.name).lower(), frozenset(need.extras))
-        if key in done:
-            continue
-        done.add(key)
-        try:
-            distribution = metadata.distribution(need.name)
-        except metadata.PackageNotFoundError:
-            continue
-        found[key[0]] = distribution
-        for line in distribution.requires or ():
-            other = Requirement(line)
-            if other.marker is None or any(other.marker.evaluate({"extra": extra}) for extra in ("", *need.extras)):
-                waiting.append(other)
-    return list(found.values())
-
-
-def _bytes(distribution: metadata.Distribution) -> int:
-    files = (Path(file.locate()) for file in distribution.files or ())
-    return sum(file.stat().st_size for file in files if file.suffix != ".pyc" and file.is_file())
+    found = installed.required(packages).values()
+    return sum(map(installed.installed_bytes, found)) / 1e6, len(found)
 
 
 def _torchserve() -> str | None:
