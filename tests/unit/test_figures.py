@@ -15,6 +15,7 @@ from deploylab import figures
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 TIMES = np.linspace(1.0, 3.0, 700)
+JOBS = [(0, 0.0, 0.0, 4.0), (1, 1.0, 4.0, 6.0), (0, 5.0, 6.0, 9.0)]
 
 DRAWN = {
     "pictures": lambda: figures.pictures([PICTURE] * 3, ["a", "b", "c"], "title", columns=2, right=[True, False, True]),
@@ -30,6 +31,8 @@ DRAWN = {
     "latency_throughput": lambda: figures.latency_throughput(
         {"a": [(1, 90.0, 10.0, 12.0), (4, 200.0, 20.0, None)], "b": [(1, 0.5, 2000.0, None)]}, "title", faint=["a"]
     ),
+    "stacked_bars": lambda: figures.stacked_bars({"a": {"load": 1.0, "run": 2.0}, "b": {"run": 0.5}}, "title", "ms"),
+    "timeline": lambda: figures.timeline({"one": JOBS, "two": JOBS[:1]}, "title", "request"),
     "waiting_times": lambda: figures.waiting_times({"a": (TIMES, TIMES), "b": (TIMES[:1], TIMES[:1])}, 2.0, "title"),
 }
 
@@ -70,3 +73,17 @@ def test_a_line_keeps_the_colour_of_the_style():
     figure = DRAWN["waiting_times"]()
     axes = figure.axes[0]
     assert axes.lines[-1].get_color() == axes.get_legend().get_lines()[0].get_color() == to_rgba("#777777")
+
+
+def test_a_stacked_bar_is_as_long_as_its_parts_together():
+    figure = DRAWN["stacked_bars"]()
+    ends = {bar.get_y(): bar.get_x() + bar.get_width() for container in figure.axes[0].containers for bar in container}
+    assert sorted(ends.values()) == [0.5, 3.0]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["3", "0.5"]
+
+
+def test_a_timeline_splits_each_job_where_it_began():
+    axes = DRAWN["timeline"]().axes[0]
+    spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for container in axes.containers for bar in container]
+    assert spans == [span for _, sent, begun, done in JOBS for span in ((sent, begun), (begun, done))]
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]

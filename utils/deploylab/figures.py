@@ -214,6 +214,51 @@ def waiting_times(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], budget_ms
     return figure
 
 
+def stacked_bars(rows: Mapping[str, Mapping[str, float]], title: str, unit: str) -> Figure:
+    """One horizontal bar a row, made of its parts one after the other; the sum stands at its end."""
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    with _drawn(figsize=(7.6, 1.5 + 0.35 * len(rows))) as (figure, grid):
+        axes, ends = grid.flat[0], np.zeros(len(rows))
+        for part in parts:
+            lengths = np.array([row.get(part, 0.0) for row in rows.values()])
+            drawn = axes.barh(list(rows), lengths, left=ends, label=part)
+            ends += lengths
+        axes.bar_label(drawn, [f"{end:.3g}" for end in ends], padding=3, fontsize=9)
+        axes.set(title=title, xlabel=unit)
+        axes.grid(axis="y", visible=False)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        figure.legend(loc="outside lower center", ncols=len(parts))
+    return figure
+
+
+def timeline(panels: Mapping[str, Sequence[tuple[int, float, float, float]]], title: str, row: str = "") -> Figure:
+    """Panels below each other on one time axis, with a bar for each job (row, submitted, begun, done), times in ms.
+
+    The part from submitted to begun, the waiting, is pale; each bar carries the number of its job, from 1. ``row``
+    names what a row of bars is.
+    """
+    heights = [len({job[0] for job in jobs}) + 0.6 for jobs in panels.values()]
+    size = (7.6, 1.2 + 0.3 * sum(heights) + 0.3 * len(panels))
+    options = {"sharex": True, "height_ratios": heights, "figsize": size}
+    with _drawn(len(panels), 1, **options) as (figure, grid):
+        for axes, (name, jobs) in zip(grid.flat, panels.items(), strict=True):
+            for number, (place, submitted, begun, done) in enumerate(jobs, 1):
+                waits, works = {"color": "C4", "alpha": 0.35}, {"color": "C0", "edgecolor": "white"}
+                axes.barh(place, begun - submitted, left=submitted, label="waiting" if number == 1 else None, **waits)
+                axes.barh(place, done - begun, left=begun, label="computing" if number == 1 else None, **works)
+                axes.text((begun + done) / 2, place, str(number), ha="center", va="center", fontsize=7, color="white")
+            places = sorted({job[0] for job in jobs})
+            axes.set_yticks(places, [f"{row} {place + 1}".strip() for place in places])
+            axes.set_title(name, fontsize=9.5, pad=4)
+            axes.grid(axis="y", visible=False)
+            axes.invert_yaxis()
+        axes.set_xlabel("time (ms)")
+        figure.legend(*grid.flat[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _head(figure, title)
+    return figure
+
+
 def _show_picture(axes: Axes, picture: np.ndarray, caption: str, right: bool | None = None) -> None:
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
     axes.grid(False)
