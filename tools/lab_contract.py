@@ -155,8 +155,9 @@ def has_the_size(lab: Lab) -> Iterator[str]:
     if not 25 <= len(lab.notebook.cells) <= 45:
         yield f"{len(lab.notebook.cells)} cells; a lab has 25 to 45"
     lengths = [_lines(cell.source) for cell in lab.code]
-    if lengths and max(lengths) > 40:
-        yield f"a code cell of {max(lengths)} lines; 40 at most"
+    tallest = max((len(cell.source.splitlines()) for cell in lab.code), default=0)
+    if tallest > 40:
+        yield f"a code cell of {tallest} lines; 40 at most"
     if lengths and statistics.median(lengths) > 8:
         yield f"code cells have {statistics.median(lengths):g} lines in the median; 8 at most"
     longest = max((len(line) for cell in lab.code for line in cell.source.splitlines()), default=0)
