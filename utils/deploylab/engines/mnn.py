@@ -1,4 +1,4 @@
-"""MNN (https://github.com/alibaba/MNN), its Module API on the CPU.
+"""MNN (https://github.com/alibaba/MNN) on the CPU, through its Module API or its Session API.
 
 Never import ``MNN.tools`` and never call the scripts ``mnnconvert`` and ``mnnquant``: they install an uploader with pip
 and send their arguments to the vendor. The compiled converter behind them is called here, in a process of its own.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 import sys
 import threading
 from collections.abc import Sequence
@@ -46,8 +47,23 @@ class Mnn(Engine):
     converter_modules = ("_tools", "onnx")
 
     def _convert(
-        self, source: Source, example: tuple[np.ndarray, ...], folder: Path, precision: str, **options: Any
+        self,
+        source: Source,
+        example: tuple[np.ndarray, ...],
+        folder: Path,
+        precision: str,
+        *,
+        weight_bits: int | None = None,
+        memory: str = "normal",
+        api: str = "module",
     ) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Options of MNN: ``weight_bits`` (2 to 8) stores the weights of convolutions and matrix products as integers.
+
+        With ``memory="low"`` they stay integers when they are loaded, and activations are quantised for each run;
+        otherwise they become float32 again, so that only the file is smaller. ``api="session"`` runs the model through
+        the Session API, which releases the GIL but cannot run control flow; ``"module"`` holds it.
+        """
+        _check_options(precision, weight_bits, memory, api)
         path = _onnx.as_onnx(source, example, folder)
         onnx_files(path)
         inputs, outputs = _onnx.specs(path, example)
@@ -65,6 +81,7 @@ class Mnn(Engine):
             str(target.resolve()),
         ]
         arguments += ["--bizCode", "deploylab", *(["--fp16"] if precision == "fp16" else [])]
+        arguments += ["--weightQuantBits", str(weight_bits)] if weight_bits else []
         said = _tool.run("the MNN converter", [sys.executable, "-c", _CONVERT, *arguments], folder)
         if "Converted Success" not in said or "The result loads" not in said:
             raise ConversionError(f"the MNN converter wrote no usable model. It said last:\n{_tool.tail(said)}")
@@ -76,7 +93,7 @@ class Mnn(Engine):
                 "MNN computes in fp16 only on an Arm CPU with half-precision vectors (asimdhp); "
                 "here it would silently compute in fp32: convert with precision fp32"
             )
-        return _MnnSession(artifact, threads)
+        return _APIS[artifact.options.get("api", "module")](artifact, threads)
 
 
 def _require_own_tools() -> None:
@@ -86,35 +103,72 @@ def _require_own_tools() -> None:
         raise ConversionError(f"a foreign module _tools at {tools.origin} hides MNN's converter; rename or move it")
 
 
+def _check_options(precision: str, weight_bits: int | None, memory: str, api: str) -> None:
+    if weight_bits is not None and weight_bits not in range(2, 9):
+        raise ConversionError(f"MNN stores weights in 2 to 8 bits, not in {weight_bits}")
+    if weight_bits is not None and precision != "fp32":
+        raise ConversionError("MNN stores weights as integers or as fp16, not both: leave out weight_bits or fp16")
+    for name, value, known in (("memory", memory, _MEMORY), ("api", api, _APIS)):
+        if value not in known:
+            raise ConversionError(f"MNN has no {name} {value!r}; choose from {', '.join(known)}")
+
+
 class _MnnSession(Session):
+    """What both APIs share. Outputs are read after a run, from memory that the next one overwrites: hence the lock."""
+
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact, threads)
+        self._config = {
+            "backend": "CPU",
+            "numThread": threads,
+            "precision": _PRECISIONS[artifact.precision],
+            "memory": _MEMORY[artifact.options.get("memory", "normal")],
+        }
         with _tool.listen() as heard:  # MNN greets on stdout, and prints why it fails
             import MNN
-            from MNN import expr, nn
 
-            config = {"backend": "CPU", "numThread": threads, "precision": _PRECISIONS[artifact.precision]}
-            self._runtime = nn.create_runtime_manager((config,))
-            names_in, names_out = [s.name for s in self.inputs], [s.name for s in self.outputs]
-            self._net = None
-            if self._runtime is not None:
-                # Its error says only that there is one; the reason is printed.
-                with contextlib.suppress(Exception):
-                    self._net = nn.load_module_from_file(
-                        str(artifact.file(".mnn")),
-                        names_in,
-                        names_out,
-                        runtime_manager=self._runtime,
-                        thread_num=threads,  # its default is 4, whatever the runtime manager says
-                    )
-        if self._runtime is None:
-            raise EngineError(f"MNN refused the settings {config}. It said:\n{_tool.tail(heard.text)}")
-        if self._net is None:
-            raise EngineError(f"MNN could not load {artifact.path}. It said:\n{_tool.tail(heard.text)}")
+            # Its errors say only that there is one; the reason is printed.
+            with contextlib.suppress(Exception):
+                self._open(str(artifact.file(".mnn")))
+        if not self._is_open():
+            raise EngineError(
+                f"MNN could not load {artifact.path} with {self._config}. It said:\n{_tool.tail(heard.text)}"
+            )
         self._version = MNN.version()
+        self._lock = threading.Lock()
+
+    def _facts(self) -> dict[str, Any]:
+        options = self.artifact.options
+        facts = {
+            "version": self._version,
+            "requested_precision": self._config["precision"],
+            "backend": "CPU",
+            "layout": "NC4HW4",
+            "api": options.get("api", "module"),
+        }
+        if options.get("weight_bits"):
+            low = options.get("memory") == "low"
+            facts |= {"weights_in_file": f"int{options['weight_bits']}", "weights_in_memory": "int" if low else "fp32"}
+            facts |= {"precision": "int8 activations (requested)"} if low else {}
+        return facts
+
+
+class _ModuleSession(_MnnSession):
+    def _open(self, path: str) -> None:
+        from MNN import expr, nn
+
+        self._net = None
         self._expr = expr
         self._types = [_variable_type(expr, spec) for spec in self.inputs]
-        self._lock = threading.Lock()  # outputs are read after the call, from memory the next call overwrites
+        self._runtime = nn.create_runtime_manager((self._config,))
+        names_in, names_out = [s.name for s in self.inputs], [s.name for s in self.outputs]
+        if self._runtime is not None:
+            self._net = nn.load_module_from_file(
+                path, names_in, names_out, runtime_manager=self._runtime, thread_num=self.threads
+            )
+
+    def _is_open(self) -> bool:
+        return getattr(self, "_net", None) is not None
 
     def _run(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         with self._lock:
@@ -134,19 +188,67 @@ class _MnnSession(Session):
         return np.array(variable.read(), dtype=spec.dtype)  # a copy: read() gives memory that MNN owns
 
     def _facts(self) -> dict[str, Any]:
-        return {
-            "version": self._version,
-            "threads_read_back": False,  # MNN has no call to ask
-            "requested_precision": _PRECISIONS[self.artifact.precision],
-            "backend": "CPU",
-            "layout": "NC4HW4",
-            "gil": "held",
-        }
+        return {**super()._facts(), "threads_read_back": False, "gil": "held"}  # MNN has no call to ask a module
 
     def close(self) -> None:
         self._net = self._runtime = None
 
 
+class _InterpreterSession(_MnnSession):
+    def _open(self, path: str) -> None:
+        import MNN
+
+        self._mnn = MNN
+        self._interpreter = MNN.Interpreter(path)
+        self._session = self._interpreter.createSession(self._config)
+
+    def _is_open(self) -> bool:
+        return getattr(self, "_session", None) is not None
+
+    def _run(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        with self._lock:
+            inputs = [self._interpreter.getSessionInput(self._session, spec.name) for spec in self.inputs]
+            stale = [tensor.getShape() != array.shape for tensor, array in zip(inputs, arrays, strict=True)]
+            if any(stale):
+                for tensor, array in zip(inputs, arrays, strict=True):
+                    self._interpreter.resizeTensor(tensor, array.shape)
+                self._interpreter.resizeSession(self._session)
+            # MNN reads these arrays while it copies: they must live until then.
+            hosts = [self._host(array) for array in arrays]
+            for tensor, host in zip(inputs, hosts, strict=True):
+                tensor.copyFrom(host)
+            code = self._interpreter.runSession(self._session)
+            if code:
+                raise EngineError(f"MNN could not run {self.artifact.path}: error {code}")
+            return [self._read(spec) for spec in self.outputs]
+
+    def _host(self, array: np.ndarray) -> Any:
+        """A tensor of MNN over an array in NCHW order; the Session API knows float32, int32 and uint8."""
+        kinds = {"f": (self._mnn.Halide_Type_Float, np.float32), "u": (self._mnn.Halide_Type_Uint8, np.uint8)}
+        kind, dtype = kinds.get(array.dtype.kind, (self._mnn.Halide_Type_Int, np.int32))
+        return self._mnn.Tensor(
+            array.shape, kind, np.ascontiguousarray(array, dtype), self._mnn.Tensor_DimensionType_Caffe
+        )
+
+    def _read(self, spec: TensorSpec) -> np.ndarray:
+        tensor = self._interpreter.getSessionOutput(self._session, spec.name)
+        host = self._host(np.zeros(tensor.getShape(), spec.dtype))
+        tensor.copyToHostTensor(host)
+        return np.array(host.getNumpyData(), dtype=spec.dtype).reshape(tensor.getShape())
+
+    def _facts(self) -> dict[str, Any]:
+        threads = self._interpreter.getSessionInfo(self._session, _THREAD_NUMBER)
+        # An integer that the binding hands out as if its bits were a float.
+        read = struct.unpack("<i", struct.pack("<f", threads))[0]
+        return {**super()._facts(), "threads": read, "threads_read_back": True, "gil": "released"}
+
+    def close(self) -> None:
+        self._interpreter = self._session = None
+
+
+_APIS = {"module": _ModuleSession, "session": _InterpreterSession}
+_THREAD_NUMBER = 4  # Interpreter::SessionInfoCode in MNN/Interpreter.hpp
+_MEMORY = {"normal": 0, "low": 2}  # BackendConfig::MemoryMode; a word instead of the number is ignored
 _PRECISIONS = {"fp32": "high", "fp16": "low"}  # any other word means "normal", without a complaint
 
 

@@ -26,7 +26,7 @@ class OnnxRuntime(Engine):
     converter_modules = ("onnx",)
 
     def _convert(
-        self, source: Source, example: tuple[np.ndarray, ...], folder: Path, precision: str, **options: Any
+        self, source: Source, example: tuple[np.ndarray, ...], folder: Path, precision: str
     ) -> tuple[list[TensorSpec], list[TensorSpec]]:
         path = _onnx.as_onnx(source, example, folder)
         inputs, outputs = _onnx.specs(path, example)
