@@ -267,7 +267,8 @@ class Engine(ABC):
         """Convert ``source`` into an artifact folder under ``out_dir``, or find the one made before.
 
         ``example`` holds one array per model input and fixes their dtypes and sizes. The work happens in a temporary
-        folder that is renamed at the end, so a killed conversion leaves nothing half-done. Raises
+        folder that is renamed at the end, so a killed conversion leaves nothing half-done. ``options`` are the
+        engine's own; ``calibration``, for precisions that need to see data, holds samples like the example. Raises
         :class:`ConversionError` for anything the engine cannot do and :class:`EngineError` if it is not installed.
         """
         self._require_converter()
@@ -367,9 +368,7 @@ class Engine(ABC):
         self, source_hash: str, example: tuple[np.ndarray, ...], precision: str, options: Mapping[str, Any]
     ) -> str:
         shapes = [(array.shape, str(array.dtype)) for array in example]
-        key = json.dumps(
-            [self.available().version, source_hash, shapes, precision, options], sort_keys=True, default=str
-        )
+        key = json.dumps([self.available().version, source_hash, shapes, precision, _plain(options)], sort_keys=True)
         return f"{self.name}-{precision}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     def _convert_into(
@@ -407,7 +406,7 @@ class Engine(ABC):
                 files,
                 _size(folder, files),
                 round(seconds, 3),
-                dict(options),
+                _plain(options),
             )._write_manifest()
             _rename(folder, target)
             return Artifact.read(target)
@@ -451,7 +450,7 @@ def hash_source(source: Source) -> str:
 
 def _identity(value: Any) -> str:
     """A text that differs where the value does, and is the same in every process."""
-    if isinstance(value, (int, float, complex, str, bytes, type(None))):
+    if isinstance(value, (int, float, complex, str, bytes, type(None), np.generic, os.PathLike)):
         return repr(value)
     if isinstance(value, Mapping):
         return repr([(_identity(key), _identity(item)) for key, item in value.items()])
@@ -507,6 +506,19 @@ def _checked_example(example: np.ndarray | Sequence[np.ndarray]) -> tuple[np.nda
             raise InputError(f"example input {position}: expected a NumPy array, got {type(array).__name__}")
         TensorSpec(str(position), array.shape, str(array.dtype)).check(array)
     return arrays
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON can hold them: what it cannot, such as arrays, by its hash."""
+
+    def plain(value: Any) -> Any:
+        try:
+            json.dumps(value)
+        except TypeError:
+            return f"sha256 {hashlib.sha256(_identity(value).encode()).hexdigest()}"
+        return value
+
+    return {key: plain(value) for key, value in options.items()}
 
 
 def _found(folder: Path) -> Artifact | None:
