@@ -45,7 +45,7 @@ class TorchSession(Session):
         tensors = [torch.from_numpy(array.copy()) for array in arrays]
         with torch.inference_mode():
             result = self._call(*tensors)
-        return [np.array(tensor.numpy(), order="C") for tensor in _flat(result)]
+        return [np.array(tensor.numpy(), order="C") for tensor in flat(result)]
 
     def _facts(self) -> dict[str, Any]:
         torch = self._torch
@@ -130,7 +130,7 @@ def specs(module: torch.nn.Module, example: tuple[np.ndarray, ...]) -> tuple[lis
 
     def run(arrays: Sequence[np.ndarray]) -> list[torch.Tensor]:
         with torch.inference_mode():
-            return _flat(module(*(torch.from_numpy(array.copy()) for array in arrays)))
+            return flat(module(*(torch.from_numpy(array.copy()) for array in arrays)))
 
     try:
         outputs = run(example)
@@ -158,11 +158,11 @@ def _spec(name: str, shape: tuple[int, ...], dtype: str, dynamic: bool) -> Tenso
     return TensorSpec(name, (None, *shape[1:]) if dynamic else tuple(shape), dtype)
 
 
-def _flat(result: Any) -> list[torch.Tensor]:
+def flat(result: Any) -> list[torch.Tensor]:
     if isinstance(result, dict):
         result = list(result.values())
     if isinstance(result, (list, tuple)):
-        return [tensor for part in result for tensor in _flat(part)]
+        return [tensor for part in result for tensor in flat(part)]
     if not hasattr(result, "numpy"):
         raise EngineError(f"the model returned a {type(result).__name__}, expected tensors")
     return [result]
