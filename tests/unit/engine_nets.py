@@ -10,7 +10,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from deploylab import engines
+
 SHAPE = (1, 3, 32, 32)
+
+
+def testable_engines() -> list[str]:
+    """The core's engines, which have to be here, and the others where their packages and devices are."""
+    return [name for name in engines.names() if engines.get(name).core or engines.get(name).available().ok]
 
 
 class Tiny(nn.Module):

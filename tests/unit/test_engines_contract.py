@@ -13,7 +13,7 @@ from deploylab import engines
 from deploylab.engines import Artifact
 from deploylab.errors import ConversionError, EngineError, InputError
 
-ENGINES = engines.names()
+ENGINES = nets.testable_engines()
 ONNX_ENGINES = [name for name in ENGINES if "onnx" in engines.get(name).accepts]
 TOLERANCE = 1e-5  # outputs are of order one
 

@@ -21,7 +21,7 @@ from deploylab.engines import _tool, base, hash_source
 from deploylab.engines.base import Artifact, Engine, Session, TensorSpec
 from deploylab.errors import ConversionError, EngineError, InputError
 
-ONNX_ENGINES = [name for name in engines.names() if "onnx" in engines.get(name).accepts]
+ONNX_ENGINES = [name for name in nets.testable_engines() if "onnx" in engines.get(name).accepts]
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -358,7 +358,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
     engines.get("onnxruntime").convert(net, x, {str(tmp_path / "out")!r})  # leaves the ONNX file for the others
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-    for name in engines.names():
+    for name in nets.testable_engines():
         try:
             engines.get(name).convert(net, x, {str(tmp_path / "out")!r}, "fp32", again=True)
         except ConversionError as error:
@@ -366,7 +366,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
     """
     done = run_python(code)
     failed = [line.split()[0] for line in done.stdout.splitlines()]
-    assert failed == engines.names(), done.stdout + done.stderr
+    assert failed == nets.testable_engines(), done.stdout + done.stderr
     assert len([path for path in (tmp_path / "out").iterdir() if path.is_dir()]) == 1
 
 
@@ -383,7 +383,7 @@ def test_nothing_is_written_at_home_and_nobody_is_called(tmp_path):
     import deploylab
     import engine_nets as nets, psutil
     from deploylab import engines
-    for name in engines.names():
+    for name in nets.testable_engines():
         if name != "torch-compile":
             artifact = engines.get(name).convert(nets.tiny(), nets.pictures(), {str(tmp_path / "out")!r})
             engines.get(name).load(artifact)(nets.pictures())
