@@ -134,7 +134,7 @@ class TestEachEngine:
         assert facts["threads"] == threads
         assert facts["precision"] == "fp32"
         assert facts["affinity"] == "unchanged"
-        assert facts["gil"] == ("held" if name == "mnn" else "released")
+        assert facts["gil"] == ("held" if name in ("mnn", "executorch") else "released")
         assert facts["version"]
         json.dumps(facts)  # a worker sends them
 
