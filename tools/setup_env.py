@@ -467,11 +467,20 @@ def servers(environment, options):
     return subprocess.call([str(environment.python), str(ROOT / "tools" / "side_env.py"), "labs"])
 
 
+def native(environment, options):
+    """ncnn's C++ library for the program of lab 22, where there is a compiler (``tools/ncnn_library.py``)."""
+    environment.ensure()
+    return subprocess.call([str(environment.python), str(ROOT / "tools" / "ncnn_library.py")])
+
+
 def test(environment, options):
     environment.ensure(ALL_EXTRAS)
     web(environment, options)
+    native(environment, options)  # it says what is missing; lab 22 then skips its C++ program
     if servers(environment, options) != 0:
         say("Lab 05 skips what it cannot start, and says so; `make servers` tries again.")
+    if subprocess.call([str(environment.python), str(ROOT / "tools" / "side_env.py"), "tests"]) != 0:
+        say("The tests skip the versions of TensorRT that they cannot have, and say so.")
     pytest = [environment.python, "-m", "pytest"]
     sanitize = "--nbval-sanitize-with=tests/nbval_sanitize.cfg"
     notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", sanitize, "labs"]
@@ -592,6 +601,7 @@ COMMANDS = {
     "tour": (tour, "doctor, then one model through every engine, without a browser (one to two minutes)"),
     "setup": (setup, "set up the core, or with --all everything"),
     "web": (web, "build the web page of lab 04 (needs Node.js)"),
+    "native": (native, "build ncnn's C++ library for lab 22 (needs a C++ compiler and CMake)"),
     "servers": (servers, "set up the model servers of lab 05 that need an environment of their own"),
     "format": (format_code, "format and fix code and notebooks"),
     "lint": (lint, "check format and code"),

@@ -1,12 +1,16 @@
-"""Environments beside ``.venv``, for model servers whose packages would not fit into it: ``.envs/NAME``.
+"""Environments beside ``.venv``, for packages that would not fit into it: ``.envs/NAME``.
 
     python tools/side_env.py triton litserve     make or complete these; returns at once where nothing is to do
+    python tools/side_env.py labs                those that the labs use;  tests: those that the tests use
     python tools/side_env.py --lock triton       compile tools/environments/triton.txt anew
     python tools/side_env.py --list              what there is, and what is installed
 
-Each holds exactly what ``tools/environments/NAME.txt`` pins, with ONNX Runtime, Pillow and, where it may, NumPy in the
-versions of constraints.txt, so that two servers differ by the server alone. DeployLab itself is not there: put
-``utils`` on PYTHONPATH, it imports without torch. ``.venv`` must exist; its uv does the work, with pip's settings.
+There are two kinds. A model server comes with ONNX Runtime, Pillow and, where it may, NumPy in the versions of
+constraints.txt, so that two servers differ by the server alone. ``tensorrt-VERSION`` holds NVIDIA's Python bindings of
+that version, a few MB without the libraries they bind, for the test that checks our code against them.
+
+Each holds exactly what ``tools/environments/NAME.txt`` pins. DeployLab itself is not there: put ``utils`` on
+PYTHONPATH, it imports without torch. ``.venv`` must exist; its uv does the work, with pip's settings.
 """
 
 from __future__ import annotations
@@ -79,7 +83,28 @@ RECIPES = {
     "bentoml": Recipe("BentoML", ("bentoml==1.4.39",)),
     "mlserver": Recipe("MLServer", ("mlserver==1.7.1",)),
 }
-FOR_THE_LABS = ("triton",)
+
+# TensorRT version -> its bindings, a CUDA runtime of its time, and the newest Python they were built for.
+TENSORRT: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {
+    "8.6": (("tensorrt-bindings==8.6.1", "nvidia-cuda-runtime-cu11==11.8.89"), (3, 11)),
+    "10.0": (("tensorrt-cu12-bindings==10.0.1",), (3, 12)),
+    "10.3": (("tensorrt-cu12-bindings==10.3.0", "nvidia-cuda-runtime-cu12==12.9.79"), (3, 12)),  # JetPack 6
+    "10.16": (("tensorrt-cu12-bindings==10.16.1.11",), setup_env.NEWEST),
+    "11.0": (("tensorrt-cu13-bindings==11.0.0.114",), setup_env.NEWEST),
+    "11.4": (("tensorrt-cu13-bindings==11.4.0.106", "nvidia-cuda-runtime==13.5.37"), setup_env.NEWEST),
+}
+RECIPES |= {
+    f"tensorrt-{version}": Recipe(
+        f"the Python bindings of TensorRT {version}",
+        requirements,
+        ("Linux x86_64",),
+        shared=(),
+        newest_python=newest_python,
+        gigabytes=0.1,
+    )
+    for version, (requirements, newest_python) in TENSORRT.items()
+}
+GROUPS = {"labs": ("triton",), "tests": tuple(f"tensorrt-{version}" for version in TENSORRT)}
 
 
 class SideEnvironment:
@@ -199,31 +224,31 @@ def show() -> None:
     for name, recipe in RECIPES.items():
         environment = SideEnvironment(name)
         state = f"installed, {size_mb(name):.0f} MB" if environment.is_current() else "not installed"
-        say(f"{name:10} {state:22} {recipe.title}")
+        say(f"{name:14} {state:22} {recipe.title}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Environments beside .venv, for model servers.")
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"from {', '.join(RECIPES)}; `labs`: what the labs use"
-    )
+    """Each environment by itself: one that fails does not keep the others from being made."""
+    parser = argparse.ArgumentParser(description="Environments beside .venv, for packages that would not fit into it.")
+    groups = "; ".join(f"`{group}`: what the {group} use" for group in GROUPS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"from {', '.join(RECIPES)}; {groups}")
     parser.add_argument("--lock", action="store_true", help="compile the list of exact versions instead of installing")
     parser.add_argument("--list", action="store_true", help="show what there is")
     options = parser.parse_args(arguments)
-    names = [each for name in options.names for each in (FOR_THE_LABS if name == "labs" else (name,))]
-    try:
-        for name in names:
+    failed = False
+    for name in [each for given in options.names for each in GROUPS.get(given, (given,))]:
+        try:
             environment = SideEnvironment(name)
             environment.compile() if options.lock else environment.ensure()
-    except (SetupError, subprocess.SubprocessError) as error:
-        print(f"\nSet-up stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again; it starts afresh.", file=sys.stderr)
-        return 130
-    if options.list or not names:
+        except (SetupError, subprocess.SubprocessError) as error:
+            print(f"\nSet-up of {name} stopped: {error}", file=sys.stderr)
+            failed = True
+        except KeyboardInterrupt:
+            print("\nInterrupted. Run the same command again; it starts afresh.", file=sys.stderr)
+            return 130
+    if options.list or not options.names:
         show()
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":
