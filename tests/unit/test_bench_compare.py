@@ -163,12 +163,12 @@ def test_figures_draw_on_axes_of_their_own_or_given_ones(result):
 def test_a_crash_and_a_hang_cost_their_own_row_only(quick, model):
     crash = misbehaving("worker.Server.load = lambda *a, **k: os.kill(os.getpid(), 11)")
     crashed = quick(model, launch=crash)
-    assert [row.status for row in crashed.rows] == ["ok", "failed"]
+    assert [row.status for row in crashed.rows] == ["ok", "crashed"]
     assert "openvino: crashed with SIGSEGV (signal 11) during 'load'" in crashed.rows[1].reason
     assert crashed.rows[1].latency is None
     hang = misbehaving("worker.Server.measure = lambda *a, **k: time.sleep(600)", "onnxruntime")
     hung = quick(model, launch=hang, timeout_s=10, rounds=2, max_seconds=0.2)
-    assert [row.status for row in hung.rows] == ["failed", "ok"]
+    assert [row.status for row in hung.rows] == ["crashed", "ok"]
     assert "did not answer 'measure' within" in hung.rows[0].reason
     assert hung.baselines == {1: "openvino"}
 
@@ -199,7 +199,7 @@ def test_nothing_passes(quick, model):
     assert found.measured == []
     text = io.StringIO()
     report.print_comparison(found, Console(file=text, width=80))
-    assert "openvino: failed" in text.getvalue()
+    assert "openvino: crashed" in text.getvalue()
     assert "<svg" not in report.to_html(found)
 
 

@@ -42,7 +42,12 @@ def doctor(json_output: Annotated[bool, typer.Option("--json", help="Machine-rea
 @app.command()
 def compare(
     model: Annotated[str, typer.Argument(help="signnet, mobilenet_v2, resnet18, or a FILE.onnx.")] = "signnet",
-    engines: Annotated[str, typer.Option(help="Names with commas between. Default: all that are installed.")] = "",
+    engines: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between. Default: all. Options of a conversion: litert:kernels=reference."
+        ),
+    ] = "",
     threads: Annotated[str, typer.Option(help="Thread counts, such as 1,2.")] = "1",
     precision: Annotated[str, typer.Option(help="Precisions, such as fp32,fp16.")] = "fp32",
     image: Annotated[Path | None, typer.Option(help="A picture to run and to time.")] = None,
@@ -63,7 +68,7 @@ def compare(
 ) -> None:
     """Run a model through the engines: parity first, then latency, cold start, memory. Rows go to the ledger.
 
-    Exit code 1 if an engine gave a wrong output, or if one that was named could not run.
+    Exit code 1 if an engine gave a wrong output, crashed or hung, or if one that was named could not run.
     """
     with _clear_errors():
         options: dict[str, Any] = {
@@ -86,7 +91,7 @@ def compare(
             result = run(model, progress=progress, **options)
         _show(result)
         wrong = _write_files(result, json_file, html_file, png_file)
-    statuses = ("parity", "failed", "unavailable") if engines else ("parity",)
+    statuses = ("parity", "crashed", *(("failed", "unavailable") if engines else ()))
     raise typer.Exit(1 if wrong or result.failures(*statuses) or not result.measured else 0)
 
 

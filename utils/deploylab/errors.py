@@ -24,11 +24,19 @@ class EngineError(DeployLabError):
 
 
 class WorkerError(EngineError):
-    """A benchmark worker process crashed, hung or answered nonsense."""
+    """A benchmark worker process could not start or do what it was asked."""
+
+
+class WorkerDied(WorkerError):
+    """A benchmark worker process crashed, hung or answered nonsense. It has been ended."""
 
 
 class ServerError(DeployLabError):
     """A server could not be started, did not become ready, or answered what it must not."""
+
+
+class BoardError(DeployLabError):
+    """A board, emulated or real, cannot be made, reached or used."""
 
 
 class ParityError(DeployLabError):

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,8 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("error", lambda row: f"{row.verdict.error:.0e}" if row.verdict else NOTHING),
         Column("accuracy", lambda row: NOTHING if row.accuracy is None else f"{row.accuracy:.2%}"),
         Column("cold start", lambda row: f"{row.cold_start.total:.2f} s" if row.cold_start else NOTHING),
-        Column("size", lambda row: size(row.bytes)),
+        Column("model", lambda row: size(row.bytes)),
+        Column("runtime", lambda row: size(row.footprint and row.footprint.bytes)),
         Column("memory", lambda row: size(row.memory.peak or row.memory.loaded) if row.memory else NOTHING),
         Column("what ran", really_ran, right=False),
     ]
@@ -79,6 +80,30 @@ def size(count: int | None) -> str:
     return NOTHING if count is None else f"{count / MIB:.{1 if count < 100 * MIB else 0}f} MiB"
 
 
+CARRIED = ("model", "runtime", "in use", "the engine's own packages", "third-party packages that these require")
+
+
+def weighed(comparison: Comparison) -> list[tuple[str, ...]]:
+    """For every variant that ran: its name and the fields of :data:`CARRIED`."""
+    rows = {row.variant: row for row in reversed(comparison.rows) if row.footprint}
+    return [(name, *_carried(row)) for name, row in reversed(rows.items())]
+
+
+def _carried(row: Row) -> tuple[str, ...]:
+    found = row.footprint
+    own = ", ".join(f"{name} {size(count)}" for name, count in found.own.items())
+    return size(row.bytes), size(found.bytes), size(found.in_use), own, _listed(found.dependencies)
+
+
+def _listed(sizes: Mapping[str, int], most: int = 4) -> str:
+    """The number of packages, and the largest of them by name."""
+    if not sizes:
+        return "none"
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:most]
+    more = len(sizes) - len(largest)
+    return f"{len(sizes)}: {', '.join(largest)}" + (f" and {more} more" if more else "")
+
+
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print the table, what the figures mean, and why engines failed. A narrow terminal gets several tables."""
     from rich.console import Console
@@ -88,6 +113,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     for shown in _packed(comparison, console.width):
         console.print(_table(comparison, title, shown))
         title = ""
+    if carried := weighed(comparison):
+        console.print(_table_of(("engine", *CARRIED), carried, f"{comparison.model}: what a board must carry"))
     for line in explanations(comparison):
         console.print(line, markup=False, highlight=False, style="dim")
     for row in comparison.failures():
@@ -113,7 +140,7 @@ def _packed(comparison: Comparison, width: int) -> list[list[Column]]:
 
 def failure_text(row: Row) -> str:
     """Why a row has no latency."""
-    lead = {"parity": "wrong output, not timed", "unavailable": "not available here"}.get(row.status, "failed")
+    lead = {"parity": "wrong output, not timed", "unavailable": "not available here"}.get(row.status, row.status)
     return f"{lead}: {row.reason}"
 
 
@@ -138,6 +165,11 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append(
             f"vs {comparison.baseline_text}: how many times as fast at the same thread count, "
             "median of the rounds (lowest to highest)"
+        )
+        lines.append(
+            "runtime: the engine's installed packages for Python and what they require; in use: of these, the modules "
+            f"and libraries that the process had loaded. Both as packaged for {machine.get('architecture')}: a build "
+            "from source for one board can be much smaller"
         )
         lines.append("cold start: process, import, load and first inference; memory: peak of a process of its own")
     if any(row.latency.p99 is None for row in comparison.measured):
@@ -172,6 +204,20 @@ def _table(comparison: Comparison, title: str, shown: Sequence[Column]) -> Table
         table.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.right)
     for row in comparison.rows:
         table.add_row(row.label, *(column.text(row) for column in shown), style=None if row.ok else "red")
+    return table
+
+
+def _table_of(titles: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Table:
+    """A table of text, wide columns folded."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table.padding = (0, 1, 0, 0)
+    for position, name in enumerate(titles):
+        table.add_column(name, justify="right" if 0 < position < 4 else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -216,6 +262,7 @@ def to_html(comparison: Comparison) -> str:
         model=_text(comparison.model),
         date=_text(comparison.date),
         table=_html_table(comparison, columns(comparison)),
+        carried=_html_rows(("engine", *CARRIED), weighed(comparison)),
         figure=figure_svg(plot_latency(comparison)) if comparison.measured else "",
         failures=f"<h2>Without a latency</h2><ul>{failures}</ul>" if failures else "",
         reading="".join(f"<li>{_text(line)}</li>" for line in explanations(comparison)),
@@ -232,6 +279,15 @@ def _html_table(comparison: Comparison, shown: Sequence[Column]) -> str:
         cells = "".join(f"<td{_align(column)}>{_text(column.text(row))}</td>" for column in shown)
         body += f"<tr{'' if row.ok else ' class=failed'}><th>{_text(row.label)}</th>{cells}</tr>\n"
     return f"<table><thead><tr><th>engine</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{_text(title)}</th>" for title in titles)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<h2>What a board must carry</h2><div class=scroll>{table}</div>"
 
 
 def _facts_row(row: Row) -> str:
@@ -323,7 +379,7 @@ def _axes(ax: Axes | None, rows: int) -> tuple[Figure, Axes]:
 
 
 def _short_failure(row: Row) -> str:
-    return {"parity": "wrong output: not timed", "unavailable": "not available here"}.get(row.status, "failed")
+    return {"parity": "wrong output: not timed", "unavailable": "not available here"}.get(row.status, row.status)
 
 
 def figure_png(figure: Figure, dpi: int = 150) -> bytes:
@@ -363,6 +419,7 @@ li.note {{ color: #8a5a00 }}
 <div class="scroll">{table}</div>
 {figure}
 {failures}
+{carried}
 <h2>How to read it</h2><ul>{reading}{notes}</ul>
 <h2>What really ran</h2><div class="scroll"><table class="facts">
 <thead><tr><th>engine</th><th>facts</th><th>artifact</th></tr></thead><tbody>{facts}</tbody></table></div>

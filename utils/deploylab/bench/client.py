@@ -12,17 +12,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploylab.bench import worker
-from deploylab.errors import WorkerError
+from deploylab.errors import WorkerDied, WorkerError
 
 COMMAND = (sys.executable, "-m", "deploylab.bench.worker")
 LONGEST_LINE = 1 << 28
 GRACE_S = 2.0
+LATER_S = 60.0
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -84,8 +86,8 @@ class Worker:
     def request(self, op: str, timeout_s: float, **options: Any) -> dict[str, Any]:
         """Send one request and return its answer.
 
-        Raises :class:`WorkerError` if the worker reports an error, crashes, answers nonsense or does not answer within
-        ``timeout_s`` seconds; after the last three it is ended.
+        Raises :class:`WorkerError` if the worker reports an error, and :class:`WorkerDied` if it crashes, answers
+        nonsense or does not answer within ``timeout_s`` seconds; it is ended then.
         """
         line = json.dumps({"op": op, "deadline_s": timeout_s, **options}).encode() + b"\n"
         begin = time.monotonic()
@@ -114,6 +116,45 @@ class Worker:
         """
         answer = self.request("check", timeout_s, inputs=[worker.encode(array) for array in inputs])
         return tuple(worker.decode(text) for text in answer["outputs"]), answer["first_s"]
+
+    def convert(
+        self,
+        engine: str,
+        source: Mapping[str, str],
+        example: Sequence[np.ndarray],
+        out_dir: Path,
+        precision: str,
+        options: Mapping[str, Any],
+        timeout_s: float,
+    ) -> Path:
+        """Convert a model in the worker; ``source`` is what :func:`deploylab.bench.worker.source` takes.
+
+        Returns the artifact's folder. A conversion that takes too long, or that Ctrl-C ends, cleans up behind itself.
+        """
+        try:
+            answer = self.request(
+                "convert",
+                timeout_s,
+                deadline_s=timeout_s + LATER_S,  # its own watchdog would leave files and converter programs behind
+                engine=engine,
+                source=dict(source),
+                example=[worker.encode(array) for array in example],
+                out_dir=str(out_dir),
+                precision=precision,
+                options=dict(options),
+            )
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+        return Path(answer["artifact"])
+
+    def interrupt(self) -> None:
+        """Let Python in the worker end what it does and clean up, if it can do so quickly; then end it."""
+        if os.name == "posix" and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(GRACE_S)
+        self.kill()
 
     def close(self) -> None:
         """Ask the worker to stop; end it if it does not. Safe to call twice."""
@@ -161,14 +202,14 @@ class Worker:
             for line in iter(lambda: self._process.stderr.readline(4096), b""):
                 self._stderr.append(line.decode("utf-8", "replace").rstrip())
 
-    def _dead(self, what: str | None, op: str) -> WorkerError:
+    def _dead(self, what: str | None, op: str) -> WorkerDied:
         if what is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
             what = f"{_ending(self._process.poll())} during {op!r}"
-        self.kill()
+        self.interrupt()
         last = [line for line in self._stderr if line.strip()][-8:]
-        return WorkerError(f"{self.label}: {what}" + (". It said last:\n  " + "\n  ".join(last) if last else ""))
+        return WorkerDied(f"{self.label}: {what}" + (". It said last:\n  " + "\n  ".join(last) if last else ""))
 
 
 def _ending(code: int | None) -> str:

@@ -6,14 +6,17 @@
     result = compare("signnet", engines=["eager", "onnxruntime"], threads=(1,), samples=100)
     result.row("onnxruntime").latency.p50        # milliseconds
 
-The order of the work: convert (here), then one worker process for each engine, thread count and precision: start,
-import, load, check against float64, accuracy, warm up. Workers that passed are measured in rounds, A B C A B C ...,
-so that a busy spell hits all of them alike and ratios within a round hold. Memory has its own processes afterwards.
+The order of the work: convert, each engine in a process of its own, then one worker process for each engine, thread
+count and precision: start, import, load, check against float64, accuracy, warm up. Workers that passed are measured in
+rounds, A B C A B C ..., so that a busy spell hits all of them alike and ratios within a round hold. Memory has its own
+processes afterwards. Whatever an engine does, only its own row suffers: a crash or a hang ends its process, and a slow
+engine gets fewer calls, not more time.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import statistics
 import time
@@ -32,8 +35,9 @@ from deploylab.bench.client import Worker
 from deploylab.bench.latency import Summary
 from deploylab.bench.results import ColdStart, Comparison, Memory, Ratio, Row
 from deploylab.bench.subject import Subject
-from deploylab.engines import Artifact, hash_source
-from deploylab.errors import DeployLabError, InputError
+from deploylab.engines import Artifact, Engine, hash_source
+from deploylab.engines.footprint import Footprint
+from deploylab.errors import DeployLabError, InputError, WorkerDied, WorkerError
 from deploylab.parity import Verdict
 
 if TYPE_CHECKING:
@@ -48,6 +52,8 @@ LARGEST_TOLERANCE = 0.5
 LEAST_ACCURACY = 0.99
 """MLPerf Inference asks reduced precision for 99 % of the float32 accuracy (``inference_rules.adoc``)."""
 CHUNK = 200
+LONGEST_ACCURACY_S = 60.0
+"""Accuracy is left out, with a note, for an engine that would take longer over the test split."""
 _BASELINES = {"eager": 0, "onnxruntime": 1}
 MEMORY_CALLS = 20
 
@@ -88,26 +94,31 @@ def compare(
 
     ``model`` is a name from :func:`deploylab.models.names`, the path of an ONNX file (``shapes`` fixes symbolic axes),
     a torch module with an ``example`` input, or a prepared :class:`Subject`. ``engines=None`` takes all that are
-    installed. ``image`` is a picture that becomes the first and the timed input. ``samples`` calls a row are timed in
-    ``rounds`` rounds, for at most
-    ``max_seconds`` a row; 662 are needed for a p99. No single request to a worker may last longer than ``timeout_s``.
+    installed; ``"litert:kernels=reference"`` is an engine with an option of its conversion, and several options have
+    colons between. ``image`` is a picture that becomes the first and the timed input. ``samples`` calls a row are timed
+    in ``rounds`` rounds, for at most ``max_seconds`` a row; 662 are needed for a p99. No single request to a worker may
+    last longer than ``timeout_s``.
     ``progress(done, total, what)`` hears of every step. ``launch(engine, threads)`` gives another command that starts
     a worker. ``memory`` and ``accuracy`` (on the frozen test split, where the model has one) can be left out to save
     time. With ``record`` the rows go to the ledger.
 
-    An engine that fails keeps its row with the reason. Raises :class:`DeployLabError` only where nothing can be
-    compared: unknown model or engine, unreadable image, no reference.
+    An engine that fails, crashes or hangs keeps its row with the reason. A torch module whose class exists in this
+    process only (written in a notebook) is also converted in this process.
+
+    Raises :class:`DeployLabError` only where nothing can be compared: unknown model or engine, unreadable image, no
+    reference.
     """
     effort = Effort(samples, rounds, max_seconds, timeout_s=timeout_s)
     rows, notes = _plan(model, engines, threads, precision)
-    steps = _Steps(progress, total=1 + len({(r.engine, r.precision) for r in rows}) + len(rows) * (1 + memory) + rounds)
+    steps = _Steps(progress, total=1 + len({row.variant for row in rows}) + len(rows) * (1 + memory) + rounds)
     begin = time.perf_counter()
     with steps("preparing the model, its inputs and the float64 reference"):
         notes += _busy_before()
         what = _subject(model, Path(image) if image is not None else None, example, shapes)
         if not accuracy:
             what = replace(what, test=None)
-    artifacts = _convert_all(rows, what, Path(out_dir) if out_dir else paths.build() / "artifacts", steps)
+    converter = _Converter(what, Path(out_dir) if out_dir else paths.build() / "artifacts", timeout_s)
+    artifacts = _convert_all(rows, converter, steps)
     bench = _Bench(what, effort, launch or (lambda engine, threads: client.COMMAND), steps)
     bench.run(rows, artifacts, memory)
     baselines = _set_ratios(rows)
@@ -144,18 +155,34 @@ def _plan(
         raise InputError(f"threads must be numbers of at least 1, got {', '.join(map(str, threads)) or 'none'}")
     if not precision:
         raise InputError("give at least one precision, such as fp32")
-    chosen, notes = [registry.get(name).name for name in dict.fromkeys(engines or ())], []
+    chosen, notes = [_variant(text) for text in dict.fromkeys(engines or ())], []
     if not chosen:
         kind = model.kind if isinstance(model, Subject) else "onnx" if _is_onnx(model) else "torch"
-        chosen = [name for name in registry.names() if kind in registry.get(name).accepts]
-        left_out = [name for name in registry.names() if name not in chosen]
+        taken = [name for name in registry.names() if kind in registry.get(name).accepts]
+        chosen = [(name, {}) for name in taken]
+        left_out = [name for name in registry.names() if name not in taken]
         if left_out:
             notes.append(f"{', '.join(left_out)} left out: no conversion from {kind}")
     cores = machine.usable_cores()
     if max(threads) > cores:
         notes.append(f"{max(threads)} threads on {cores} usable core(s): the engines' threads get in each other's way")
     order = [(t, p) for t in dict.fromkeys(threads) for p in dict.fromkeys(precision)]
-    return [Row(engine, t, p) for t, p in order for engine in chosen], notes
+    return [Row(engine, t, p, options=options) for t, p in order for engine, options in chosen], notes
+
+
+def _variant(text: str) -> tuple[str, dict[str, Any]]:
+    """``litert:kernels=reference`` as the engine's name and its options; a value may be any JSON."""
+    name, *settings = text.split(":")
+    options = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not key or not equals:
+            raise InputError(f"{text!r}: after an engine's name come options like :key=value, got {setting!r}")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return registry.get(name).name, options
 
 
 def _subject(model: Any, picture: Path | None, example: Any, shapes: Mapping[str, Sequence[int]] | None) -> Subject:
@@ -182,27 +209,64 @@ def _is_onnx(model: Any) -> bool:
     return isinstance(model, (str, os.PathLike)) and str(model).lower().endswith(".onnx")
 
 
-def _convert_all(rows: Sequence[Row], what: Subject, out_dir: Path, steps: _Steps) -> dict[tuple[str, str], Artifact]:
-    artifacts: dict[tuple[str, str], Artifact] = {}
-    for engine_name, precision in dict.fromkeys((row.engine, row.precision) for row in rows):
-        concerned = [row for row in rows if (row.engine, row.precision) == (engine_name, precision)]
-        with steps(f"converting for {engine_name}" + ("" if precision == "fp32" else f", {precision}")):
-            engine = registry.get(engine_name)
+@dataclass
+class _Converter:
+    """Converts for one engine after the other, each in a process of its own that can crash or hang alone."""
+
+    what: Subject
+    out_dir: Path
+    timeout_s: float
+
+    def __call__(self, engine: Engine, precision: str, options: Mapping[str, Any]) -> Artifact:
+        example = self.what.samples[0]
+        wanted = self.what.source, example, self.out_dir, precision
+        found = engine.find(*wanted, **options)
+        if found is not None:
+            return found
+        origin = self._origin()
+        if origin is None:
+            return engine.convert(*wanted, **options)
+        with Worker(engine.name, command=client.COMMAND, start_timeout_s=self.timeout_s) as worker:
+            place = self.out_dir.resolve()
+            return Artifact.read(
+                worker.convert(engine.name, origin, example, place, precision, options, self.timeout_s)
+            )
+
+    def _origin(self) -> Mapping[str, str] | None:
+        """Where another process finds the model. A torch module of the caller's is saved for that, if it can be."""
+        if self.what.origin is None and self.what.kind == "torch":
+            saved = registry.get("eager").convert(self.what.source, self.what.samples[0], self.out_dir)
+            if "model.pt" in saved.files:  # else its class exists here only
+                return {"module": str(saved.path.resolve())}
+        return self.what.origin
+
+
+def _convert_all(rows: Sequence[Row], converter: _Converter, steps: _Steps) -> dict[str, Artifact]:
+    """The artifact of every variant that could be converted; the rows of the others say why not."""
+    artifacts: dict[str, Artifact] = {}
+    for variant in dict.fromkeys(row.variant for row in rows):
+        concerned = [row for row in rows if row.variant == variant]
+        with steps(f"converting for {variant}"):
+            engine = registry.get(concerned[0].engine)
             state = engine.available()
             if not state.ok:
                 reason = state.reason + (f"; try: {state.fix}" if state.fix else "")
                 _fail_all(concerned, "unavailable", reason)
                 continue
             try:
-                artifact = engine.convert(what.source, what.samples[0], out_dir, precision)
+                artifact = converter(engine, concerned[0].precision, concerned[0].options)
             except DeployLabError as error:
-                _fail_all(concerned, "failed", str(error))
+                _fail_all(concerned, _status(error), str(error))
                 continue
-            artifacts[engine_name, precision] = artifact
+            artifacts[variant] = artifact
             for row in concerned:
                 row.artifact, row.engine_version = artifact.path.name, artifact.engine_version
                 row.bytes, row.convert_seconds = artifact.bytes, artifact.seconds
     return artifacts
+
+
+def _status(error: DeployLabError) -> str:
+    return "crashed" if isinstance(error, WorkerDied) else "failed"
 
 
 def _fail_all(rows: Sequence[Row], status: str, reason: str) -> None:
@@ -216,9 +280,10 @@ class _Bench:
     def __init__(self, what: Subject, effort: Effort, launch: Launch, steps: _Steps) -> None:
         self.what, self.effort, self.launch, self.steps = what, effort, launch, steps
         self.starts: dict[str, list[ColdStart]] = {}
-        self.accuracies: dict[tuple[str, str], float] = {}
+        self.accuracies: dict[str, float] = {}
+        self.footprints: dict[str, Footprint] = {}
 
-    def run(self, rows: Sequence[Row], artifacts: Mapping[tuple[str, str], Artifact], memory: bool) -> None:
+    def run(self, rows: Sequence[Row], artifacts: Mapping[str, Artifact], memory: bool) -> None:
         self.artifacts = artifacts
         with ExitStack() as processes:
             workers = {}
@@ -232,13 +297,14 @@ class _Bench:
                 if row.ok:
                     self._guarded(row, self._watch_memory, row)
         for row in rows:
+            row.footprint = self.footprints.get(row.engine)
             row.cold_start = _median_start(self.starts.get(row.label, ()))
 
     def _guarded(self, row: Row, work: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return work(*arguments)
         except DeployLabError as error:
-            row.fail("failed", str(error))
+            row.fail(_status(error), str(error))
             return None
 
     def _prepare(self, row: Row, processes: ExitStack) -> Worker | None:
@@ -246,9 +312,12 @@ class _Bench:
         worker = processes.enter_context(self._start(row))
         try:
             start = self._load(row, worker)
+            begin = time.perf_counter()
             outputs, first_s = worker.run(self._stacked(self.what.samples), self.effort.timeout_s)
+            call_s = (time.perf_counter() - begin) / len(self.what.samples)
             self.starts[row.label] = [replace(start, first=first_s)]
-            row.verdict = self._judge(row, worker, outputs)
+            self._weigh(row, worker)
+            row.verdict = self._judge(row, worker, outputs, call_s)
             if not row.verdict.ok:
                 row.fail("parity", row.verdict.text)
                 worker.close()
@@ -269,13 +338,26 @@ class _Bench:
         modules = list(registry.get(row.engine).modules)
         imports = worker.request("import", self.effort.timeout_s, modules=modules)["seconds"]
         after_import()
-        path = str(self.artifacts[row.engine, row.precision].path)
+        path = str(self.artifacts[row.variant].path)
         loaded = worker.request("load", self.effort.timeout_s, engine=row.engine, artifact=path, threads=row.threads)
         row.facts = loaded["facts"]
         row.notes = _surprises(row)
         return ColdStart(worker.start_s, imports, loaded["seconds"], 0.0, 1)
 
-    def _judge(self, row: Row, worker: Worker, outputs: Sequence[np.ndarray]) -> Verdict:
+    def _weigh(self, row: Row, worker: Worker) -> None:
+        """What a board must carry for this engine, measured once, where the engine has just run."""
+        if row.engine in self.footprints:
+            return
+        try:
+            told = worker.request("footprint", self.effort.timeout_s, engine=row.engine)
+        except WorkerDied:
+            raise
+        except WorkerError as error:
+            row.notes.append(f"its size is not known: {error}")
+        else:
+            self.footprints[row.engine] = Footprint(told["own"], told["dependencies"], told["in_use"])
+
+    def _judge(self, row: Row, worker: Worker, outputs: Sequence[np.ndarray], call_s: float) -> Verdict:
         joined = tuple(np.concatenate([np.atleast_1d(sample) for sample in output]) for output in outputs)
         exact = self.what.reference.outputs
         if row.precision == "fp32":
@@ -287,22 +369,29 @@ class _Bench:
             return replace(verdict, text=verdict.text + judged)
         if not np.isfinite(verdict.error):
             return verdict
-        row.accuracy = self._accuracy(row, worker)
+        row.accuracy = self._accuracy(row, worker, call_s)
+        if row.accuracy is None:
+            return replace(verdict, text=f"{verdict.text}; accuracy not judged, the engine is too slow for it")
         enough = LEAST_ACCURACY * self.what.test.accuracy
         if row.accuracy < enough:
             lost = f"accuracy {row.accuracy:.2%}, needed {enough:.2%} (99 % of float32's {self.what.test.accuracy:.2%})"
             return replace(verdict, ok=False, text=f"{verdict.text}; {lost}")
         return verdict
 
-    def _accuracy(self, row: Row, worker: Worker) -> float:
-        """Top-1 accuracy on the frozen test split, one picture at a time. The thread count does not change it."""
-        key = row.engine, row.precision
-        if key not in self.accuracies:
-            test = self.what.test
+    def _accuracy(self, row: Row, worker: Worker, call_s: float) -> float | None:
+        """Top-1 accuracy on the frozen test split, one picture at a time. The thread count does not change it.
+
+        None, with a note, where that would take too long at ``call_s`` seconds a call.
+        """
+        test = self.what.test
+        if row.variant not in self.accuracies and call_s * len(test.labels) > LONGEST_ACCURACY_S:
+            row.notes.append(f"accuracy left out: {len(test.labels)} calls of {call_s:.2g} s would take too long")
+            return None
+        if row.variant not in self.accuracies:
             chunks = [test.inputs[i : i + CHUNK] for i in range(0, len(test.labels), CHUNK)]
             logits = np.concatenate([worker.run([chunk], self.effort.timeout_s)[0][0] for chunk in chunks])
-            self.accuracies[key] = float((logits.reshape(len(test.labels), -1).argmax(1) == test.labels).mean())
-        return self.accuracies[key]
+            self.accuracies[row.variant] = float((logits.reshape(len(test.labels), -1).argmax(1) == test.labels).mean())
+        return self.accuracies[row.variant]
 
     def _measure(self, rows: Mapping[str, Row], workers: Mapping[str, Worker]) -> None:
         samples: dict[str, list[float]] = {label: [] for label in rows}
@@ -310,6 +399,8 @@ class _Bench:
         for round_number in range(self.effort.rounds):
             with self.steps(f"measuring, round {round_number + 1} of {self.effort.rounds}"):
                 for label, row in rows.items():
+                    if sum(wall for _, wall in clocks[label]) >= self.effort.max_seconds:
+                        continue  # so slow that it has had its time
                     if row.ok and (answer := self._guarded(row, self._round, workers[label])):
                         samples[label] += answer["samples"]
                         clocks[label].append((answer["cpu_seconds"], answer["wall_seconds"]))
@@ -317,6 +408,8 @@ class _Bench:
         for label, row in rows.items():
             if row.ok:
                 row.latency = Summary.of(samples[label])
+                if len(clocks[label]) < self.effort.rounds:
+                    row.notes.append(f"slow: {len(clocks[label])} of {self.effort.rounds} rounds took all its time")
                 cpu, wall = map(sum, zip(*clocks[label], strict=True))
                 row.cores_used = cpu / wall
 
@@ -392,7 +485,8 @@ def _set_ratios(rows: Sequence[Row]) -> dict[int, str]:
         base = min(measured, key=lambda row: (row.precision != "fp32", _BASELINES.get(row.engine, len(_BASELINES))))
         baselines[threads] = base.label
         for row in measured:
-            quotients = [b / own for b, own in zip(base.round_p50, row.round_p50, strict=True)]
+            # A slow engine takes part in the first rounds only.
+            quotients = [b / own for b, own in zip(base.round_p50, row.round_p50, strict=False)]
             row.ratio = Ratio(statistics.median(quotients), min(quotients), max(quotients))
     return baselines
 

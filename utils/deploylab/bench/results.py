@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deploylab.bench.latency import Summary
+from deploylab.engines.footprint import Footprint
 from deploylab.errors import InputError
 from deploylab.parity import Tolerance, Verdict
 
@@ -55,9 +56,10 @@ class Ratio:
 class Row:
     """One engine with one thread count and precision. What could not be measured is None; ``reason`` says why.
 
-    ``status`` is ``ok``, ``parity`` (the output is wrong, so nothing was timed), ``failed`` or ``unavailable``.
-    ``cores_used`` is processor time divided by wall time during the timed calls. ``round_p50`` holds the median
-    latency of every round in milliseconds.
+    ``status`` is ``ok``, ``parity`` (the output is wrong, so nothing was timed), ``failed`` (it said why),
+    ``crashed`` (its process ended or hung) or ``unavailable``. ``bytes`` is the size of the artifact; ``footprint``
+    what a board must carry besides. ``cores_used`` is processor time divided by wall time during the timed calls.
+    ``round_p50`` holds the median latency of every round in milliseconds. ``options`` are those of the conversion.
     """
 
     engine: str
@@ -75,10 +77,12 @@ class Row:
     latency: Summary | None = None
     ratio: Ratio | None = None
     memory: Memory | None = None
+    footprint: Footprint | None = None
     cores_used: float | None = None
     round_p50: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -88,7 +92,13 @@ class Row:
     def label(self) -> str:
         """``onnxruntime``, and what else distinguishes it: ``onnxruntime, 2 threads, fp16``."""
         threads = f", {self.threads} threads" if self.threads > 1 else ""
-        return f"{self.engine}{threads}" + ("" if self.precision == "fp32" else f", {self.precision}")
+        return self.engine + threads + self.variant.removeprefix(self.engine)
+
+    @property
+    def variant(self) -> str:
+        """What was converted: the engine, and precision and options where they are not the usual: ``ncnn, fp16``."""
+        precision = [] if self.precision == "fp32" else [self.precision]
+        return ", ".join([self.engine, *precision, *(f"{key}={value}" for key, value in self.options.items())])
 
     def fail(self, status: str, reason: str) -> None:
         """Note a failure. A row that failed shows no latency."""

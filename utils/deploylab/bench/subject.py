@@ -36,7 +36,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its inputs (one array per model input and sample, the first is the timed one) and reference."""
+    """A model with its inputs (one array per model input and sample, the first is the timed one) and reference.
+
+    ``origin`` tells another process where to get the model, as :mod:`deploylab.bench.worker` takes it; None if only
+    this process has it.
+    """
 
     name: str
     source: Source
@@ -45,6 +49,7 @@ class Subject:
     about_samples: str
     reference: parity.Reference
     test: Labelled | None = None
+    origin: Mapping[str, str] | None = None
 
 
 def named(name: str, picture: Path | None = None) -> Subject:
@@ -52,7 +57,8 @@ def named(name: str, picture: Path | None = None) -> Subject:
     info, module = models.info(name), models.load(name)
     samples, about = _pictures(info.preprocessor, picture)
     reference = parity.module_reference(module, samples)
-    return Subject(name, module, "torch", samples, about, reference, _labelled(name, module, info.preprocessor))
+    test = _labelled(name, module, info.preprocessor)
+    return Subject(name, module, "torch", samples, about, reference, test, {"model": name})
 
 
 def from_module(module: torch.nn.Module, example: np.ndarray | Sequence[np.ndarray]) -> Subject:
@@ -81,7 +87,8 @@ def from_onnx(path: Path, picture: Path | None = None, shapes: Mapping[str, Sequ
     if picture:
         samples.insert(0, (_as_picture(path, inputs, picture),))
         about = f"{picture.name} and {about}"
-    return Subject(path.name, path, "onnx", tuple(samples), about, parity.onnx_reference(path, samples))
+    reference = parity.onnx_reference(path, samples)
+    return Subject(path.name, path, "onnx", tuple(samples), about, reference, origin={"onnx": str(path.resolve())})
 
 
 def onnx_inputs(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -12,16 +12,20 @@ op        takes                                 answers
 ========  ====================================  =================================================================
 hello     -                                     ``pid``, ``python``, ``cores`` (usable, by affinity), ``memory``
 import    ``modules`` (list of names)           ``seconds``
+convert   ``engine, source, example, out_dir,   ``artifact`` (path of its folder)
+          precision, options``
 load      ``engine, artifact, threads``         ``seconds``, ``facts``, ``inputs``, ``cores`` (once loaded)
 check     ``inputs`` (one array a model input,  ``outputs`` (one array a model output, same leading axis),
           each with a leading axis of samples)  ``first_s`` (seconds of the first inference)
 warm_up   options of latency.warm_up            ``calls, seconds, stable``
 measure   options of latency.measure            ``samples`` (ms, one a call), ``cpu_seconds``, ``wall_seconds``
 memory    ``reset`` (start a new peak)          ``rss``, ``peak`` (bytes)
+footprint ``engine``                            ``own``, ``dependencies`` (bytes by package), ``in_use``
 stop      -                                     nothing more; the process ends
 ========  ====================================  =================================================================
 
-``warm_up`` and ``measure`` run on the first sample of the last ``check``.
+``warm_up`` and ``measure`` run on the first sample of the last ``check``. A source is ``{"model": name}``, ``{"onnx":
+path}`` or ``{"module": path}``, the artifact folder that the engine eager made of a torch module.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import faulthandler
 import importlib
 import io
 import json
+import math
 import os
 import platform
 import sys
@@ -88,11 +93,13 @@ class Server:
         return {
             "hello": self.hello,
             "import": self.import_modules,
+            "convert": convert,
             "load": self.load,
             "check": self.check,
             "warm_up": self.warm_up,
             "measure": self.measure,
             "memory": memory,
+            "footprint": footprint,
         }
 
     def hello(self) -> dict[str, Any]:
@@ -138,8 +145,7 @@ class Server:
 
     def measure(self, **options: Any) -> dict[str, Any]:
         call = self._call()
-        for _ in range(RUNS_BEFORE_A_ROUND):
-            call()
+        latency.measure(call, RUNS_BEFORE_A_ROUND, max_seconds=options.get("max_seconds", math.inf))
         cpu, wall = time.process_time(), time.perf_counter()
         samples = latency.measure(call, **options)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -155,6 +161,44 @@ class Server:
         if self.session is None:
             raise WorkerError("no session yet: send a load first")
         return self.session
+
+
+def convert(
+    engine: str,
+    source: dict[str, str],
+    example: list[str],
+    out_dir: str,
+    precision: str = "fp32",
+    options: dict[str, Any] | None = None,
+) -> dict[str, str]:
+    """Convert a model, where a crash of the converter hurts nobody else."""
+    from deploylab import engines
+
+    arrays = [decode(text) for text in example]
+    artifact = engines.get(engine).convert(_source(source), arrays, Path(out_dir), precision, **(options or {}))
+    return {"artifact": str(artifact.path)}
+
+
+def _source(told: dict[str, str]) -> Any:
+    """The model that a convert request names."""
+    if "onnx" in told:
+        return Path(told["onnx"])
+    if "model" in told:
+        from deploylab import models
+
+        return models.load(told["model"])
+    from deploylab.engines import Artifact
+    from deploylab.engines.eager import Eager
+
+    return Eager.module(Artifact.read(told["module"]))
+
+
+def footprint(engine: str) -> dict[str, Any]:
+    """What a board must carry to load this engine's models."""
+    from deploylab import engines
+    from deploylab.engines import footprint
+
+    return asdict(footprint.measure(engines.get(engine)))
 
 
 def memory(reset: bool = False) -> dict[str, int | None]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deploylab.engines import _torch
 from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Eager(Engine):
@@ -25,6 +28,11 @@ class Eager(Engine):
         found = _torch.specs(source, example)
         _torch.save_module(source, example, folder)
         return found
+
+    @staticmethod
+    def module(artifact: Artifact) -> torch.nn.Module:
+        """The module itself in eval mode, in any process that can import its class."""
+        return _torch.load_module(artifact)[0]
 
     def _load(self, artifact: Artifact, threads: int) -> Session:
         module, runs = _torch.load_module(artifact)
