@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import sys
 import sysconfig
 import threading
@@ -79,6 +80,21 @@ def deprecation_expected() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\..*deprecated.*")
         yield
+
+
+@contextlib.contextmanager
+def inductor_cache(folder: Path) -> Iterator[None]:
+    """Have TorchInductor's cache in ``folder``, unless the user chose one.
+
+    Lowering with ``torch.export`` compiles nothing, but what it imports makes the folder ``/tmp/torchinductor_<user>``.
+    """
+    chosen = "TORCHINDUCTOR_CACHE_DIR" in os.environ
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    try:
+        yield
+    finally:
+        if not chosen:
+            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
 
 
 def save_module(module: torch.nn.Module, example: tuple[np.ndarray, ...], folder: Path) -> None:

@@ -63,7 +63,7 @@ class ExecuTorch(Engine):
         if max_batch < len(example[0]):
             raise ConversionError(f"max_batch={max_batch} is smaller than the example's batch of {len(example[0])}")
         inputs, outputs = _torch.specs(source, example)
-        with _quiet():
+        with _quiet(), _torch.inductor_cache(folder):
             if inputs[0].shape[:1] == (None,):
                 try:
                     return _write(folder, inputs, outputs, source, example, delegate, max_batch)
@@ -204,8 +204,10 @@ def _any_convolution() -> Iterator[None]:
     """
     import torch
 
-    with torch.backends.nnpack.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
-        yield
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration")  # about Intel GPUs
+        with torch.backends.nnpack.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def _memory_config() -> Any:
