@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploylab.engines import _tool, _torch
-from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec
+from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec, hash_source
 from deploylab.errors import ConversionError, EngineError, InputError
 
 if TYPE_CHECKING:
@@ -38,6 +38,27 @@ _DELEGATE = "DELEGATE"
 _BATCHES = (2, 3)
 _ROUNDING = 1e-4
 """Of the largest output: how far a row may move with the size of its batch. A row that is wrong moves by far more."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[_tool.Heard]:
+    """Catch what LiteRT, its converter and its quantizer print and warn of: what they cannot do, they raise.
+
+    What native code said is afterwards in the ``text`` of the object given.
+    """
+    level = logging.root.manager.disable
+    with (
+        _tool.listen() as heard,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield heard
+        finally:
+            logging.disable(level)
 
 
 class LiteRT(Engine):
@@ -74,9 +95,10 @@ class LiteRT(Engine):
             raise ConversionError(f"litert has no kernels {kernels!r}; choose from {', '.join(KERNELS)}")
         samples = _samples(calibration, example) if precision == "int8" else []
         inputs, outputs = _torch.specs(source, example)
-        with _quiet():
-            model, dynamic = _converted(source, example, dynamic=all(spec.shape[:1] == (None,) for spec in inputs))
-            if not dynamic:
+        dynamic = all(spec.shape[:1] == (None,) for spec in inputs)
+        with quiet():
+            model = _converted(source, example, folder, dynamic)
+            if dynamic and not _takes_any_batch(model, example):
                 inputs, outputs = _fixed(inputs, example), _fixed(outputs, _Model(model).run(example))
             if precision == "int8":
                 model = _quantized(model, samples, integer_io)
@@ -88,22 +110,27 @@ class LiteRT(Engine):
         return _LiteRTSession(artifact, threads)
 
 
-def _converted(module: torch.nn.Module, example: tuple[np.ndarray, ...], dynamic: bool) -> tuple[bytes, bool]:
-    """``module`` as the bytes of a file, and whether it takes any batch. ``dynamic``: whether the module does.
+def _converted(module: torch.nn.Module, example: tuple[np.ndarray, ...], folder: Path, dynamic: bool) -> bytes:
+    """``module`` in float, as the bytes of a file, which is kept beside the artifact ``folder`` for its next variant.
 
-    The interpreter can resize most files that were made for one batch. Where a shape is written into the graph, the
-    batch is declared dynamic instead, which the converter can do for some operators only.
+    The interpreter can resize most files that were made for one batch. If the module takes any (``dynamic``), but a
+    shape is written into the graph, the batch is declared dynamic, which the converter can do for some operators only.
     """
+    import litert_torch
+
+    shapes = "_".join("x".join(map(str, array.shape)) for array in example)
+    path = folder.parent / f"litert-{litert_torch.__version__}-{hash_source(module)[:16]}-{shapes}.tflite"
+    if path.is_file():
+        return path.read_bytes()
     model = _tflite(module, example)
-    if not dynamic or _takes_any_batch(model, example):
-        return model, dynamic
-    try:
-        model_for_any = _tflite(module, tuple(np.concatenate([array] * 2) for array in example), dynamic=True)
-        if _takes_any_batch(model_for_any, example):
-            return model_for_any, True
-    except ConversionError:
-        pass
-    return model, False
+    if dynamic and not _takes_any_batch(model, example):
+        with contextlib.suppress(ConversionError):
+            doubled = tuple(np.concatenate([array, array]) for array in example)
+            for_any_batch = _tflite(module, doubled, dynamic=True)
+            model = for_any_batch if _takes_any_batch(for_any_batch, example) else model
+    (folder / path.name).write_bytes(model)
+    (folder / path.name).replace(path)
+    return model
 
 
 def _tflite(module: torch.nn.Module, example: tuple[np.ndarray, ...], dynamic: bool = False) -> bytes:
@@ -273,14 +300,13 @@ class _LiteRTSession(Session):
     def _facts(self) -> dict[str, Any]:
         import ai_edge_litert
 
-        operators = self._model.interpreter._get_ops_details()
-        delegated, total = _delegated(operators)
+        inside, total = delegated(self._model.interpreter)
         return {
             "version": ai_edge_litert.__version__,
             "threads_read_back": False,  # LiteRT has no call to ask
             "kernels": self._kernels,
-            "delegated": f"{delegated} of {total} operators",
-            "executed": _executed(operators),
+            "delegated": f"{inside} of {total} operators",
+            "executed": _executed(self._model.interpreter._get_ops_details()),
             "io": "/".join(dict.fromkeys(str(t.dtype) for t in (*self._model.inputs, *self._model.outputs))),
             "layout": "NHWC",
             "gil": "released",
@@ -296,12 +322,13 @@ def _executed(operators: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return dict(Counter(np.dtype(operator["result_types"][0]).name for operator in own if operator["result_types"]))
 
 
-def _delegated(operators: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """How many operators run inside a delegate, of how many.
+def delegated(interpreter: Any) -> tuple[int, int]:
+    """How many operators run in a delegate, of how many, in an ``ai_edge_litert`` interpreter with allocated tensors.
 
     The interpreter lists the file's operators and behind them its delegates' nodes. Such a node stands for every
     operator on the way back from its outputs to its inputs.
     """
+    operators = interpreter._get_ops_details()
     own = [operator for operator in operators if operator["op_name"] != _DELEGATE]
     maker = {tensor: operator for operator in own for tensor in operator["outputs"]}
     inside: set[int] = set()
@@ -314,21 +341,3 @@ def _delegated(operators: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
                     inside.add(maker[tensor]["index"])
                     open_tensors += list(maker[tensor]["inputs"])
     return len(inside), len(own)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the converter's progress, its logs and its warnings: what it cannot do, it raises."""
-    level = logging.root.manager.disable
-    with (
-        _tool.listen(),
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)
