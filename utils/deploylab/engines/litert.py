@@ -89,7 +89,6 @@ class LiteRT(Engine):
         kernels: str = "xnnpack",
         calibration: Sequence[Any] | None = None,
         integer_io: bool = True,
-        **options: Any,
     ) -> tuple[list[TensorSpec], list[TensorSpec]]:
         if kernels not in KERNELS:
             raise ConversionError(f"litert has no kernels {kernels!r}; choose from {', '.join(KERNELS)}")
