@@ -17,8 +17,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
+from types import CellType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, Union
 
 import numpy as np
@@ -426,7 +428,8 @@ def hash_source(source: Source) -> str:
     """SHA-256 over what determines the converted model.
 
     For an ONNX file its bytes and its external data; for a torch module its structure, the code of its classes, its
-    plain attributes and hooks, and its parameters and buffers. Functions that the code calls are not followed.
+    attributes and hooks, and its parameters and buffers. A function counts with its code, defaults and the variables
+    that it closes over; what its code calls by a global name is not followed.
     """
     digest = hashlib.sha256()
     if isinstance(source, Path):
@@ -443,28 +446,55 @@ def hash_source(source: Source) -> str:
                 digest.update(repr(sorted((key, _identity(value)) for key, value in vars(kind).items())).encode())
         own = {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")}
         digest.update(repr(sorted((key, _identity(value)) for key, value in own.items())).encode())
-    for name, tensor in source.state_dict().items():
+    for name, tensor in {**dict(source.named_buffers()), **source.state_dict()}.items():
         digest.update(f"{name} {_identity(tensor)}".encode())
     return digest.hexdigest()
 
 
-def _identity(value: Any) -> str:
-    """A text that differs where the value does, and is the same in every process."""
+def _identity(value: Any, inside: tuple[Any, ...] = ()) -> str:
+    """A text that differs where the value does, and is the same in every process.
+
+    ``inside`` are the objects that hold it, for an object may hold itself.
+    """
+    if any(value is outer for outer in inside):
+        return "itself"
     if isinstance(value, (int, float, complex, str, bytes, type(None), np.generic, os.PathLike)):
         return repr(value)
+    if inspect.isclass(value) or inspect.isbuiltin(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    inside = (*inside, value)
     if isinstance(value, Mapping):
-        return repr([(_identity(key), _identity(item)) for key, item in value.items()])
+        return repr([(_identity(key, inside), _identity(item, inside)) for key, item in value.items()])
     if isinstance(value, (set, frozenset)):
-        return repr(sorted(map(_identity, value)))
+        return repr(sorted(_identity(item, inside) for item in value))
     if isinstance(value, (list, tuple)):
-        return repr([_identity(item) for item in value])
+        return repr([_identity(item, inside) for item in value])
+    if hasattr(value, "named_modules"):
+        return f"{_type_name(value)} {_identity(dict(value.state_dict()), inside)}"
     if hasattr(value, "detach"):
         return f"{value.dtype} {tuple(value.shape)} {_identity(_bytes_of(value))}"
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value)).hexdigest()}"
-    code = getattr(value, "__code__", value)
-    if inspect.iscode(code):
-        return f"{code.co_code.hex()} {code.co_names} {[_identity(item) for item in code.co_consts]}"
+    if inspect.iscode(value):
+        return f"{value.co_code.hex()} {value.co_names} {[_identity(item, inside) for item in value.co_consts]}"
+    if inspect.isfunction(value):
+        closure = [_identity(cell, inside) for cell in value.__closure__ or ()]
+        return _identity([value.__code__, value.__defaults__, value.__kwdefaults__, closure], inside)
+    if isinstance(value, CellType):
+        try:
+            return _identity(value.cell_contents, inside)
+        except ValueError:  # not filled yet
+            return "empty"
+    if isinstance(value, partial):
+        return _identity([value.func, value.args, value.keywords], inside)
+    wrapped = getattr(value, "__func__", None) or getattr(value, "fget", None)  # a method or a property
+    if wrapped is not None:
+        return _identity(wrapped, inside)
+    text = repr(value)
+    return f"{_type_name(value)} {'' if ' at 0x' in text else text}"
+
+
+def _type_name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
