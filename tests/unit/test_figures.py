@@ -33,6 +33,7 @@ DRAWN = {
     ),
     "stacked_bars": lambda: figures.stacked_bars({"a": {"load": 1.0, "run": 2.0}, "b": {"run": 0.5}}, "title", "ms"),
     "timeline": lambda: figures.timeline({"one": JOBS, "two": JOBS[:1]}, "title", "request"),
+    "memory_plan": lambda: figures.memory_plan([(0, 1, 0, 2000), (1, 3, 2000, 500)], "title", ("all", 2500)),
     "waiting_times": lambda: figures.waiting_times({"a": (TIMES, TIMES), "b": (TIMES[:1], TIMES[:1])}, 2.0, "title"),
 }
 
@@ -87,3 +88,10 @@ def test_a_timeline_splits_each_job_where_it_began():
     spans = [(bar.get_x(), bar.get_x() + bar.get_width()) for container in axes.containers for bar in container]
     assert spans == [span for _, sent, begun, done in JOBS for span in ((sent, begun), (begun, done))]
     assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
+
+
+def test_a_memory_plan_has_a_box_for_each_tensor():
+    axes = DRAWN["memory_plan"]().axes[0]
+    boxes = [box.get_bbox().bounds for container in axes.containers for box in container]
+    assert boxes == [(-0.5, 0.0, 2.0, 2.0), (0.5, 2.0, 3.0, 0.5)]
+    assert axes.lines[0].get_ydata()[0] == 2.5

@@ -259,6 +259,27 @@ def timeline(panels: Mapping[str, Sequence[tuple[int, float, float, float]]], ti
     return figure
 
 
+def memory_plan(
+    blocks: Sequence[tuple[int, int, int, int]], title: str, limit: tuple[str, int] | None = None
+) -> Figure:
+    """Where tensors lie in one piece of memory: a box for each (first step, last step, offset, size), sizes in bytes.
+
+    ``limit`` draws a line with its name, such as what a device has.
+    """
+    with _drawn() as (figure, grid):
+        axes = grid.flat[0]
+        for number, (first, last, offset, size) in enumerate(blocks):
+            box = {"color": f"C{number % 6}", "edgecolor": "white", "linewidth": 0.5}
+            axes.barh(offset / 1e3, last - first + 1, size / 1e3, left=first - 0.5, align="edge", **box)
+        axes.set(title=title, xlabel="operator", ylabel="address (kB)")
+        if limit is not None:
+            name, size = limit
+            axes.axhline(size / 1e3, color="black", linestyle="--", label=name)
+            axes.legend(loc="upper right")
+        axes.margins(x=0.01)
+    return figure
+
+
 def _show_picture(axes: Axes, picture: np.ndarray, caption: str, right: bool | None = None) -> None:
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
     axes.grid(False)
