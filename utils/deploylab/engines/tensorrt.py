@@ -529,7 +529,7 @@ def _type_name(tensor: Mapping[str, Any]) -> str:
 # Inputs and outputs, by name or by number
 
 
-def tensors_of(engine: trt.ICudaEngine, context: trt.IExecutionContext) -> Any:
+def tensors_of(engine: trt.ICudaEngine, context: trt.IExecutionContext) -> _NamedTensors | _NumberedTensors:
     """The engine's inputs and outputs, through the API that this TensorRT has."""
     if hasattr(engine, "num_io_tensors"):
         return _NamedTensors(engine, context)
