@@ -483,13 +483,18 @@ def case_precisions_reach_the_builder(engine, folder, models):
             assert off < (1e-5 if precision in ("fp32", "tf32") else 0.1), (precision, off)
     refused(
         errors.ConversionError,
-        "onnx_precision.to_int8",
+        "give calibration=[...]",
         engine.convert,
         models / "tiny.onnx",
         pictures(),
         folder,
         "int8",
     )
+    samples = [pictures(2, seed=seed) for seed in range(3)]
+    with engine.load(engine.convert(models / "tiny.onnx", pictures(), folder, "int8", calibration=samples)) as session:
+        kinds = {node.op_type for node in onnx.load_from_string(Builder.last._network._model).graph.node}
+        assert "QuantizeLinear" in kinds
+        assert np.abs(session(pictures()) - truth(models / "tiny.onnx", pictures())[0]).max() < 0.1
     uneven = models / "tiny-uneven.onnx"
     refused(errors.ConversionError, "symmetric int8 only", engine.convert, uneven, pictures(), folder, "int8")
 

@@ -34,6 +34,7 @@ DRAWN = {
     "stacked_bars": lambda: figures.stacked_bars({"a": {"load": 1.0, "run": 2.0}, "b": {"run": 0.5}}, "title", "ms"),
     "timeline": lambda: figures.timeline({"one": JOBS, "two": JOBS[:1]}, "title", "request"),
     "memory_plan": lambda: figures.memory_plan([(0, 1, 0, 2000), (1, 3, 2000, 500)], "title", ("all", 2500)),
+    "presence": lambda: figures.presence({"a": [True, False], "b": [True, True]}, ["1", "2"], "title"),
     "waiting_times": lambda: figures.waiting_times({"a": (TIMES, TIMES), "b": (TIMES[:1], TIMES[:1])}, 2.0, "title"),
 }
 

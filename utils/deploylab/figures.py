@@ -280,6 +280,23 @@ def memory_plan(
     return figure
 
 
+def presence(rows: Mapping[str, Sequence[bool]], columns: Sequence[str], title: str) -> Figure:
+    """What is there and what is not: a row of filled or empty cells for each name."""
+    with _drawn(figsize=(7.6, 1.0 + 0.24 * len(rows))) as (figure, grid):
+        axes = grid.flat[0]
+        for place, marks in enumerate(rows.values()):
+            for column, there in enumerate(marks):
+                fill = {"color": "C0"} if there else {"color": "none", "edgecolor": "#bbbbbb"}
+                axes.barh(place, 0.9, 0.8, left=column - 0.45, **fill)
+        axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.xaxis.tick_top()
+        axes.grid(False)
+        axes.invert_yaxis()
+        _head(figure, title)
+    return figure
+
+
 def _show_picture(axes: Axes, picture: np.ndarray, caption: str, right: bool | None = None) -> None:
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
     axes.grid(False)

@@ -6,7 +6,7 @@ Written for three generations of its Python API: 8.x (JetPack 4 and 5), 10.x (Je
 * Up to 10 a network may be weakly typed: flags allow float16 and int8, and the builder chooses. From 10 on the adapter
   asks for strong typing, where the ONNX file says each tensor's type; since 11 there is nothing else.
 * INT8 calibration inside the builder is gone since 11. The adapter never used it: int8 means an ONNX file with
-  ``QuantizeLinear`` and ``DequantizeLinear`` nodes (:func:`deploylab.models.onnx_precision.to_int8` writes one).
+  ``QuantizeLinear`` and ``DequantizeLinear`` nodes (:func:`deploylab.models.onnx_precision.to_int8` writes it).
 
 Sources: NVIDIA's migration guides "from TensorRT 8.x to 10.x" and "10.x to 11.x". Every name used here is checked
 against NVIDIA's own bindings by tests/unit/test_tensorrt_bindings.py.
@@ -62,6 +62,8 @@ class Options:
     the usual one. ``workspace_mb`` (10^6 bytes) bounds the scratch memory that a kernel may ask for. ``level`` 0 to 5
     trades build time for speed (TensorRT 8.6 and newer). With ``cuda_graph`` a session records each input shape's work
     once and launches it as one. ``timing_cache`` keeps kernel timings between builds; give a path, or False for none.
+    ``calibration`` holds samples for precision int8, from which the range of every tensor is learned; a file that has
+    its ``QuantizeLinear`` nodes already needs none.
     ``any_gpu`` makes an engine for every GPU of the Ampere generation or newer, ``any_version`` one that newer versions
     of TensorRT load too; both cost speed.
     """
@@ -73,6 +75,7 @@ class Options:
     timing_cache: str | bool = True
     any_gpu: bool = False
     any_version: bool = False
+    calibration: Sequence[Any] | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -140,7 +143,7 @@ class TensorRT(Engine):
         ranges = shape_ranges(inputs, example, chosen.batch)
         cache = _timing_cache_path(chosen, folder.parent)
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            typed = _in_precision(path, precision, Path(work), strongly_typed(trt))
+            typed = _in_precision(path, precision, Path(work), strongly_typed(trt), chosen.calibration)
             plan = build(trt, typed, precision, ranges, chosen, cache)
         (folder / _PLAN).write_bytes(plan)
         _write_build_record(folder / _BUILD, trt, precision, ranges, chosen)
@@ -201,21 +204,25 @@ def _require_operators(path: Path) -> None:
         raise ConversionError(f"{path.name} uses operators that TensorRT does not have: {told}")
 
 
-def _in_precision(path: Path, precision: str, folder: Path, strong: bool) -> Path:
+def _in_precision(path: Path, precision: str, folder: Path, strong: bool, calibration: Sequence[Any] | None) -> Path:
     """The file to build from. A strongly typed network gets float16 from the file, a weakly typed one from a flag."""
     from deploylab.models import onnx_precision
 
     if precision == "fp16" and strong:
         return onnx_precision.to_float16(path, folder / "float16.onnx")
-    if precision == "int8":
-        if not onnx_precision.quantized_nodes(path):
-            raise ConversionError(
-                f"{path.name} has no QuantizeLinear nodes. TensorRT takes int8 from the file: write one with "
-                "deploylab.models.onnx_precision.to_int8(path, target, batches) and convert that"
-            )
+    if precision != "int8":
+        return path
+    if onnx_precision.quantized_nodes(path):
         if faults := onnx_precision.faults_for_tensorrt(path):
             raise ConversionError(f"{path.name}: TensorRT takes symmetric int8 only. {faults[0]}")
-    return path
+        return path
+    if not calibration:
+        raise ConversionError(
+            f"{path.name} has no QuantizeLinear nodes, so the ranges of int8 must be learned: give calibration=[...], "
+            "samples like those that will come"
+        )
+    batches = [sample if isinstance(sample, np.ndarray) else sample[0] for sample in calibration]
+    return onnx_precision.to_int8(path, folder / "int8.onnx", batches)
 
 
 def build(
