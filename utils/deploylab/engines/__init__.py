@@ -7,10 +7,22 @@ import inspect
 import pkgutil
 from functools import cache
 
+from deploylab.engines._tool import listen
 from deploylab.engines.base import Artifact, Availability, Engine, Session, Source, TensorSpec, hash_source
 from deploylab.errors import EngineError
 
-__all__ = ["Artifact", "Availability", "Engine", "Session", "Source", "TensorSpec", "get", "hash_source", "names"]
+__all__ = [
+    "Artifact",
+    "Availability",
+    "Engine",
+    "Session",
+    "Source",
+    "TensorSpec",
+    "get",
+    "hash_source",
+    "listen",
+    "names",
+]
 
 
 @cache
