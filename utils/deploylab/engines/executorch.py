@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +56,13 @@ class ExecuTorch(Engine):
         *,
         delegate: str = "xnnpack",
         max_batch: int = MAX_BATCH,
-        **options: Any,
     ) -> tuple[list[TensorSpec], list[TensorSpec]]:
         if delegate not in _DELEGATES:
             raise ConversionError(f"executorch has no delegate {delegate!r} here; choose from {', '.join(_DELEGATES)}")
         if max_batch < len(example[0]):
             raise ConversionError(f"max_batch={max_batch} is smaller than the example's batch of {len(example[0])}")
         inputs, outputs = _torch.specs(source, example)
-        with _quiet(), _torch.inductor_cache(folder):
+        with _torch.inductor_cache(folder):
             if inputs[0].shape[:1] == (None,):
                 try:
                     return _write(folder, inputs, outputs, source, example, delegate, max_batch)
@@ -104,9 +103,9 @@ def lower(
 
     With ``max_batch`` the leading axis of every input may have any size up to it. Raises whatever the exporter raises.
     """
-    with _any_convolution():
+    with _quiet(), _any_convolution():
         edge = _edge(module, example, delegate, max_batch, copies=False)
-        if _writes_to_inputs(edge):
+        if _entangles_inputs(edge):
             edge = _edge(module, example, delegate, max_batch, copies=True)
         delegated, kept, parts = _divided(edge.exported_program().graph_module)
         finished = edge.to_executorch(_memory_config())
@@ -126,9 +125,17 @@ def _write(
     program, lowering = lower(module, example, delegate, max_batch)
     path = folder / "model.pte"
     path.write_bytes(program)
-    _try_out(path, example, outputs, max_batch)
+    if max_batch is not None:
+        lowering = replace(lowering, max_batch=_planned_batch(path))
+    _try_out(path, example, outputs, lowering.max_batch)
     (folder / _LOWERING).write_text(json.dumps(asdict(lowering), indent=1) + "\n", encoding="utf-8")
     return inputs, outputs
+
+
+def _planned_batch(path: Path) -> int:
+    """The largest batch that a program has memory for: what it was asked to have, or what a layer made of that."""
+    with _tool.listen():
+        return int(_method(path).method_meta().input_tensor_meta(0).sizes()[0])
 
 
 def _try_out(path: Path, example: Sequence[np.ndarray], outputs: list[TensorSpec], max_batch: int | None) -> None:
@@ -136,17 +143,14 @@ def _try_out(path: Path, example: Sequence[np.ndarray], outputs: list[TensorSpec
     import torch
 
     batches = [tuple(example)]
-    if max_batch is not None and max_batch >= 2 * len(example[0]):
+    if max_batch is not None and 2 * len(example[0]) <= max_batch:
         batches.append(tuple(np.concatenate([array, array]) for array in example))
     with _tool.listen() as heard:
         try:
             method = _method(path)
-            planned = method.method_meta().input_tensor_meta(0).sizes()
             found = [[tuple(t.shape) for t in method.call([torch.tensor(a) for a in batch])] for batch in batches]
         except RuntimeError as error:
             raise ConversionError(f"ExecuTorch wrote a program that it cannot run: {error}\n{_said(heard)}") from error
-    if max_batch is not None and planned[0] != max_batch:
-        raise ConversionError(f"ExecuTorch planned memory for {planned[0]} rows instead of {max_batch}")
     for batch, shapes in zip(batches, found, strict=True):
         fit = [spec.fits_shape(shape) for spec, shape in zip(outputs, shapes, strict=False)]
         if len(shapes) != len(outputs) or not all(fit):
@@ -188,12 +192,18 @@ def _export(module: torch.nn.Module, example: Sequence[np.ndarray], max_batch: i
     return torch.export.export(Wrapped().eval(), tuple(map(torch.tensor, example)), dynamic_shapes=dynamic)
 
 
-def _writes_to_inputs(edge: Any) -> bool:
-    """Whether the model works in place on its input, as one that begins with ``ReLU(inplace=True)`` does."""
+def _entangles_inputs(edge: Any) -> bool:
+    """Whether the model works in place on an input, as with ``ReLU(inplace=True)`` at its start, or gives one back.
+
+    The runtime puts an output's memory in the place of an input that is given back, and then reads zeros from there.
+    """
     from torch.export.graph_signature import OutputKind
 
-    outputs = edge.exported_program().graph_signature.output_specs
-    return any(spec.kind is OutputKind.USER_INPUT_MUTATION for spec in outputs)
+    signature = edge.exported_program().graph_signature
+    return any(
+        spec.kind is OutputKind.USER_INPUT_MUTATION or spec.arg.name in signature.user_inputs
+        for spec in signature.output_specs
+    )
 
 
 @contextlib.contextmanager
