@@ -22,7 +22,7 @@ def bfloat16(values):
     return ((bits + 0x7FFF + lowest_kept) & 0xFFFF0000).view(np.float32)
 
 
-def infer(net, photo):
+def infer_guarded(net, photo):
     photo = np.ascontiguousarray(photo, dtype=np.float32)  # a name, so that it lives on
     with net.create_extractor() as extractor:
         code = extractor.input("in0", ncnn.Mat(photo).clone())

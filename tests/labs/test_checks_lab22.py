@@ -127,7 +127,7 @@ def variant(
 
 def refusing_by_assertion(net, photo):
     try:
-        return right.infer(net, photo)
+        return right.infer_guarded(net, photo)
     except RuntimeError as error:
         raise AssertionError("no") from error
 
@@ -148,7 +148,7 @@ def with_one_extractor():
 
 
 def changing(net, photo):
-    answer = right.infer(net, photo)
+    answer = right.infer_guarded(net, photo)
     photo[0] = 0
     return answer
 
@@ -171,8 +171,8 @@ WRONG_INFER = [
 
 
 @pytest.mark.parametrize(("wrong", "hint"), WRONG_INFER)
-def test_infer_names_the_mistake(capsys, wrong, hint):
-    assert hint in verdict(capsys, check.infer, wrong)
+def test_infer_guarded_names_the_mistake(capsys, wrong, hint):
+    assert hint in verdict(capsys, check.infer_guarded, wrong)
 
 
 def test_the_guarded_inference_runs_a_real_network_that_works_in_place(tmp_path):
@@ -185,4 +185,4 @@ def test_the_guarded_inference_runs_a_real_network_that_works_in_place(tmp_path)
     assert net.load_param(str(param)) == 0
     assert net.load_model(str(param.with_suffix(".bin"))) == 0
     photo = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)
-    assert np.array_equal(right.infer(net, photo), 2 * photo)
+    assert np.array_equal(right.infer_guarded(net, photo), 2 * photo)

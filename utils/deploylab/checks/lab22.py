@@ -91,8 +91,8 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 @exercise("Any array, its own copy, a new extractor, and no error unheard.")
-def infer(attempt: Callable) -> None:
-    """``infer(net, photo)``: the guarded inference; ``net`` may be any ``ncnn.Net``."""
+def infer_guarded(attempt: Callable) -> None:
+    """``infer_guarded(net, photo)``: the guarded inference; ``net`` may be any ``ncnn.Net``."""
     photo = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
     keep = photo.copy()
     _check_answer(attempt, photo, keep, "a plain float32 array")
