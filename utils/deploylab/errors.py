@@ -28,7 +28,12 @@ class WorkerError(EngineError):
 
 
 class WorkerDied(WorkerError):
-    """A benchmark worker process crashed, hung or answered nonsense. It has been ended."""
+    """A benchmark worker process crashed, hung or answered nonsense. It has been ended.
+
+    ``hung`` says that it did not answer in time.
+    """
+
+    hung = False
 
 
 class ServerError(DeployLabError):

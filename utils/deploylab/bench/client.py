@@ -99,7 +99,7 @@ class Worker:
             reply = None
         if reply is None:
             hung = time.monotonic() - begin >= timeout_s
-            raise self._dead(f"did not answer {op!r} within {timeout_s:g} s and was ended" if hung else None, op)
+            raise self._dead(f"did not answer {op!r} within {timeout_s:g} s and was ended" if hung else None, op, hung)
         try:
             answer = json.loads(reply)
             ok = answer["ok"]
@@ -202,14 +202,16 @@ class Worker:
             for line in iter(lambda: self._process.stderr.readline(4096), b""):
                 self._stderr.append(line.decode("utf-8", "replace").rstrip())
 
-    def _dead(self, what: str | None, op: str) -> WorkerDied:
+    def _dead(self, what: str | None, op: str, hung: bool = False) -> WorkerDied:
         if what is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
             what = f"{_ending(self._process.poll())} during {op!r}"
         self.interrupt()
         last = [line for line in self._stderr if line.strip()][-8:]
-        return WorkerDied(f"{self.label}: {what}" + (". It said last:\n  " + "\n  ".join(last) if last else ""))
+        error = WorkerDied(f"{self.label}: {what}" + (". It said last:\n  " + "\n  ".join(last) if last else ""))
+        error.hung = hung
+        return error
 
 
 def _ending(code: int | None) -> str:

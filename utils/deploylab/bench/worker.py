@@ -24,8 +24,9 @@ footprint ``engine``                            ``own``, ``dependencies`` (bytes
 stop      -                                     nothing more; the process ends
 ========  ====================================  =================================================================
 
-``warm_up`` and ``measure`` run on the first sample of the last ``check``. A source is ``{"model": name}``, ``{"onnx":
-path}`` or ``{"module": path}``, the artifact folder that the engine eager made of a torch module.
+``warm_up`` and ``measure`` run on the first sample of the last ``check``. A source is ``{"model": name}``,
+``{"pattern": name}``, ``{"onnx": path}`` or ``{"module": path}``, the artifact folder that the engine eager made of a
+torch module.
 """
 
 from __future__ import annotations
@@ -183,6 +184,10 @@ def _source(told: dict[str, str]) -> Any:
     """The model that a convert request names."""
     if "onnx" in told:
         return Path(told["onnx"])
+    if "pattern" in told:
+        from deploylab.models import patterns
+
+        return patterns.get(told["pattern"]).module()
     if "model" in told:
         from deploylab import models
 
