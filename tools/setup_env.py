@@ -371,9 +371,14 @@ def remove_folder(folder):
 
 
 def contained(environ):
-    """Environment for everything we start: caches and settings inside the checkout, no usage reports."""
+    """Environment for everything we start: caches and settings inside the checkout, no usage reports.
+
+    Emulated boards, which are large and the same for all checkouts, stay in the user's own cache folder.
+    """
     build = ROOT / "build"
     env = dict(environ)
+    own = env.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    env.setdefault("DEPLOYLAB_CACHE", os.path.join(own, "deploylab"))
     folders = {
         "IPYTHONDIR": "ipython",
         "JUPYTER_CONFIG_DIR": "jupyter/config",
@@ -473,6 +478,12 @@ def native(environment, options):
     return subprocess.call([str(environment.python), str(ROOT / "tools" / "ncnn_library.py")])
 
 
+def boards(environment, options):
+    """Emulated Raspberry Pi and Jetson CPUs for labs 40 and 41, in the user's cache folder (``deploylab boards``)."""
+    environment.ensure()
+    return subprocess.call([str(environment.python), "-m", "deploylab.cli", "boards", "create", "all"])
+
+
 def test(environment, options):
     environment.ensure(ALL_EXTRAS)
     web(environment, options)
@@ -481,6 +492,8 @@ def test(environment, options):
         say("Lab 05 skips what it cannot start, and says so; `make servers` tries again.")
     if subprocess.call([str(environment.python), str(ROOT / "tools" / "side_env.py"), "tests"]) != 0:
         say("The tests skip the versions of TensorRT that they cannot have, and say so.")
+    if boards(environment, options) != 0:
+        say("What runs on emulated boards is skipped, and says so; `make boards` tries again.")
     pytest = [environment.python, "-m", "pytest"]
     sanitize = "--nbval-sanitize-with=tests/nbval_sanitize.cfg"
     notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", sanitize, "labs"]
@@ -547,7 +560,19 @@ def lock(environment, options):
         "Resolving for all Pythons and platforms", [*command, *quiet, ROOT / "pyproject.toml", "-o", draft], env=env
     )
     target.write_text(LOCK_HEADER + "\n".join(shortened(draft.read_text().splitlines())) + "\n")
+    lock_for_boards(venv_tool(environment.venv, "uv"), quiet, env)
     return 0
+
+
+def lock_for_boards(uv, quiet, env):
+    """Compile hardware/requirements.txt: the versions of constraints.txt, with the hashes of all wheels."""
+    folder, draft, left_out = ROOT / "hardware", ROOT / "build" / "requirements.txt", ROOT / "build" / "left_out.txt"
+    left_out.write_text("openvino-telemetry; python_version < '3'\n")  # as in pyproject.toml
+    command = [uv, "pip", "compile", "--no-config", "--universal", "--python-version", "3.10", "--generate-hashes"]
+    wanted = [folder / "requirements.in", "-c", ROOT / "constraints.txt", "--override", left_out, "-o", draft]
+    run_step("Resolving for boards", [*command, *quiet, *wanted], env=env)
+    header = "# What requirements.in asks for, with the hashes of all wheels. Made by `make lock`; do not edit.\n"
+    (folder / "requirements.txt").write_text(header + draft.read_text())
 
 
 def shortened(lines):
@@ -602,6 +627,7 @@ COMMANDS = {
     "setup": (setup, "set up the core, or with --all everything"),
     "web": (web, "build the web page of lab 04 (needs Node.js)"),
     "native": (native, "build ncnn's C++ library for lab 22 (needs a C++ compiler and CMake)"),
+    "boards": (boards, "make the emulated boards of labs 40 and 41 (needs Debian or Ubuntu; 600 MB)"),
     "servers": (servers, "set up the model servers of lab 05 that need an environment of their own"),
     "format": (format_code, "format and fix code and notebooks"),
     "lint": (lint, "check format and code"),

@@ -107,6 +107,13 @@ def load(context: typer.Context) -> None:
     _forward("deploylab.serving.load_cli", context)
 
 
+@app.command(context_settings=_FORWARD)
+def boards(context: typer.Context) -> None:
+    """Raspberry Pi and Jetson CPUs, emulated: make them, run programs on them."""
+    with _clear_errors():
+        importlib.import_module("deploylab.boards.boards_cli").app(args=context.args, prog_name=context.command_path)
+
+
 @signs.command(context_settings=_FORWARD)
 def evaluate(context: typer.Context) -> None:
     """Accuracy of SignNet by class, on the frozen test split or on your photographs."""

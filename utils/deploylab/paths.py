@@ -22,3 +22,9 @@ def build() -> Path:
     folder = root() / "build"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def cache() -> Path:
+    """What is kept for all checkouts of this user, such as emulated boards: ``$DEPLOYLAB_CACHE`` where set."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("DEPLOYLAB_CACHE") or Path(home) / "deploylab").resolve()

@@ -1,0 +1,158 @@
+"""How many instructions an inference takes on an emulated board, by kind and by library.
+
+A count is not a time: caches, memory and instructions that run side by side are not in it. But it needs no quiet
+machine, and the engine's own part is the same in every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deploylab import paths
+from deploylab.boards.emulator import Board
+from deploylab.engines import Artifact
+from deploylab.errors import BoardError
+
+KINDS = ("all", "memory", "vector", "fmadd", "fmla_fp32", "fmla_fp16", "dot_int8")
+"""What is counted, in the order of :file:`icount.c`: all instructions, loads and stores, SIMD and floating point,
+scalar multiply-adds, vector multiply-adds of fp32 and fp16, dot products of int8. Each but the first is part of all."""
+LANES = {"fmadd": 1, "fmla_fp32": 4, "fmla_fp16": 8, "dot_int8": 16}
+"""Multiply-accumulates of one instruction on 128-bit registers."""
+GENERATED = "generated code"
+"""The name under which code counts that is in no file: an engine compiled it while it ran."""
+
+_SOURCE = Path(__file__).with_name("icount.c")
+_COMPILERS = ("cc", "gcc", "clang")
+_FIXED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Count:
+    """Instructions of one inference in one thread: by library (file name) and kind.
+
+    ``engine`` names the libraries that the engine brings or generates; the others are Python, NumPy and the system's.
+    """
+
+    libraries: Mapping[str, Mapping[str, int]]
+    engine: frozenset[str]
+
+    def of_engine(self, kind: str = "all") -> int:
+        """Instructions in the engine's own libraries. The same in every run."""
+        return sum(counts[kind] for name, counts in self.libraries.items() if name in self.engine)
+
+    def total(self, kind: str = "all") -> int:
+        """Instructions of the whole call from Python; memory management makes it vary in the fourth digit."""
+        return sum(counts[kind] for counts in self.libraries.values())
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-accumulates that all lanes of the engine's multiply-add instructions do."""
+        return sum(lanes * self.of_engine(kind) for kind, lanes in LANES.items())
+
+
+def count(board: Board, artifact: Artifact, *inputs: np.ndarray, runs: int = 3, timeout_s: float = 300.0) -> Count:
+    """Count one inference of ``artifact`` on ``inputs``: the least of ``runs`` after a first that is not counted.
+
+    Raises :class:`BoardError` without a C compiler, if QEMU takes no plugins, or if the engine does not run there.
+    """
+    with tempfile.TemporaryDirectory(prefix="deploylab-count-") as folder:
+        arrays, out = Path(folder) / "inputs.npz", Path(folder) / "counts"
+        np.savez(arrays, *inputs)
+        settings = [part for name, value in _FIXED.items() for part in ("-E", f"{name}={value}")]
+        qemu = (*settings, "-seed", "1", "-plugin", f"{plugin()},out={out}")
+        program = ("-m", "deploylab.boards.counted", artifact.engine, str(artifact.path), str(arrays), str(runs))
+        printed = _run(board, board.python(*program, qemu=qemu), timeout_s)
+        if not out.exists():
+            raise BoardError(f"nothing was counted on {board.name}: QEMU there takes no plugin. It said:\n  {printed}")
+        code = mapped(printed)
+        counts = [by_library(json.loads(line), code) for line in out.read_text(encoding="ascii").splitlines()]
+    engine = frozenset(name for _, _, path in code if (name := _library(path)) and _belongs(path, board))
+    return min((Count(each, engine) for each in counts), key=Count.total)
+
+
+def plugin() -> Path:
+    """The compiled plugin, made when it is not there. Raises :class:`BoardError` without a C compiler."""
+    source = _SOURCE.read_bytes()
+    built = paths.cache() / "boards" / f"icount-{hashlib.sha256(source).hexdigest()[:12]}.so"
+    if built.exists():
+        return built
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if not compiler:
+        raise BoardError("counting instructions needs a C compiler; install one, such as gcc")
+    built.parent.mkdir(parents=True, exist_ok=True)
+    draft = built.with_name(f"{built.name}.{os.getpid()}")
+    done = subprocess.run(
+        [compiler, "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-o", str(draft), str(_SOURCE)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise BoardError(f"{compiler} cannot compile {_SOURCE.name}:\n{done.stderr.strip()}")
+    draft.rename(built)
+    return built
+
+
+def mapped(lines: str) -> list[tuple[int, int, str]]:
+    """Start, end and file of every line of a ``/proc/PID/maps`` that is in ``lines``; others are passed over."""
+    found = []
+    for line in lines.splitlines():
+        fields = line.split(maxsplit=5)
+        start, _, end = fields[0].partition("-") if fields else ("", "", "")
+        try:
+            found.append((int(start, 16), int(end, 16), fields[5] if len(fields) > 5 else ""))
+        except ValueError:
+            continue
+    return found
+
+
+def by_library(pages: Mapping[str, Sequence[int]], code: Iterable[tuple[int, int, str]]) -> dict[str, dict[str, int]]:
+    """Counts by page of code (address to one number a kind) as counts by library and kind."""
+    sums: dict[str, Counter[str]] = {}
+    code = sorted(code)
+    for address, counts in pages.items():
+        path = next((path for start, end, path in code if start <= int(address) < end), "")
+        sums.setdefault(_library(path), Counter()).update(dict(zip(KINDS, counts, strict=True)))
+    return {name: {kind: found[kind] for kind in KINDS} for name, found in sums.items()}
+
+
+def _library(path: str) -> str:
+    return Path(path).name if path.startswith("/") else GENERATED
+
+
+_NOT_OF_ENGINES = ("numpy", "numpy.libs")
+
+
+def _belongs(path: str, board: Board) -> bool:
+    """Whether code is an engine's: in one of the board's packages other than NumPy, or generated."""
+    if not path.startswith("/"):
+        return True
+    with_root = Path(path)
+    if board.packages not in with_root.parents:
+        return False
+    return with_root.relative_to(board.packages).parts[0] not in _NOT_OF_ENGINES
+
+
+def _run(board: Board, command: Sequence[str], timeout_s: float) -> str:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        raise BoardError(f"the inference on the emulated {board.name} took longer than {timeout_s:g} s") from None
+    if done.returncode:
+        last = "\n  ".join(done.stderr.strip().splitlines()[-6:])
+        raise BoardError(
+            f"the inference on the emulated {board.name} ended with exit code {done.returncode}:\n  {last}"
+        )
+    return done.stdout
