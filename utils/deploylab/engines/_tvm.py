@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 CHANNELS_AT_ONCE = 8
 """Accumulators a register tile has: a kernel's weight vector meets this many output channels or rows."""
-VECTORS_AT_ONCE = 2
 VECTOR_BYTES = {"x86_64": 64, "aarch64": 16}
 
 
@@ -322,23 +321,15 @@ def _extent(schedule: Any, loop: Any) -> int | None:
 
 
 def _schedule_elementwise(schedule: Any, spatial: Sequence[Any]) -> None:
-    outer = [loop for loop in spatial if _extent(schedule, loop) is None]
-    fixed = [loop for loop in spatial if loop not in outer]
-    if not fixed or outer != list(spatial[: len(outer)]):
-        return
-    rest, vector = _split_off_vector(schedule, schedule.fuse(*fixed))
-    schedule.vectorize(vector)
-    schedule.parallel(schedule.fuse(*outer, rest))
+    """Threads share all but the last axis, which LLVM turns into vectors by itself."""
+    if len(spatial) > 1:
+        schedule.parallel(schedule.fuse(*spatial[:-1]))
 
 
 def _split_off_vector(schedule: Any, loop: Any) -> Any:
     """Split ``loop`` into whole vectors. A remainder would need a condition in every vector, which makes it scalar."""
     size = _extent(schedule, loop)
-    return schedule.split(loop, [None, max(n for n in range(1, _widest() + 1) if size % n == 0)])
-
-
-def _widest() -> int:
-    return VECTORS_AT_ONCE * lanes()
+    return schedule.split(loop, [None, max(n for n in range(1, lanes() + 1) if size % n == 0)])
 
 
 def _schedule_reduction(schedule: Any, block: Any, spatial: list[Any], reducing: list[Any]) -> None:
@@ -346,14 +337,13 @@ def _schedule_reduction(schedule: Any, block: Any, spatial: list[Any], reducing:
         return
     sizes = [_extent(schedule, loop) for loop in reducing]
     convolution = len(spatial) == 4 and len(reducing) == 3
-    if len(spatial) < 2:
-        schedule.parallel(schedule.fuse(*spatial))
-        schedule.decompose_reduction(block, reducing[0])
+    if len(spatial) < 2 or (convolution and sizes[0] == 1):  # depthwise: nothing to keep in registers
+        schedule.parallel(schedule.fuse(*spatial[:2]))
         return
     rest, vector = _split_off_vector(schedule, spatial[-1])
     if convolution and sizes[1:] == [1, 1] and _extent(schedule, rest) == 1:  # 1x1: whole rows lie one after another
         height, width = _extent(schedule, spatial[2]), _extent(schedule, vector)
-        rows = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= _widest()))
+        rows = max(n for n in range(1, height + 1) if height % n == 0 and (n == 1 or n * width <= lanes()))
         spatial[2], row = schedule.split(spatial[2], [None, rows])
         schedule.reorder(spatial[2], rest, row, vector)
         vector = schedule.fuse(row, vector)
