@@ -158,7 +158,7 @@ class _NcnnSession(Session):
             for i, (axis, spec) in enumerate(zip(batched["outputs"], self.outputs, strict=True))
         ]
         self._net = ncnn.Net()
-        _set_options(self._net.opt, artifact.precision, threads)  # has no effect once a model is loaded
+        _set_options(self._net.opt, artifact.precision, threads)  # never once a model is loaded: answers turn to noise
         with _tool.listen() as heard:
             codes = [
                 self._net.load_param(str(artifact.file(".param"))),
