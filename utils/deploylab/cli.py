@@ -96,6 +96,12 @@ def compare(
 
 
 @app.command(context_settings=_FORWARD)
+def coverage(context: typer.Context) -> None:
+    """Which operator patterns each engine converts, runs and gets right."""
+    _forward("deploylab.bench.coverage_cli", context)
+
+
+@app.command(context_settings=_FORWARD)
 def serve(context: typer.Context) -> None:
     """Serve a model over HTTP, in as many processes as there are cores."""
     _forward("deploylab.serving.serve_cli", context)
