@@ -10,6 +10,7 @@ import contextlib
 import json
 import struct
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from importlib import util
@@ -124,12 +125,14 @@ class _MnnSession(Session):
             "precision": _PRECISIONS[artifact.precision],
             "memory": _MEMORY[artifact.options.get("memory", "normal")],
         }
+        self._granted: int | None = None
         with _tool.listen() as heard:  # MNN greets on stdout, and prints why it fails
             import MNN
 
             # Its errors say only that there is one; the reason is printed.
             with contextlib.suppress(Exception):
                 self._open(str(artifact.file(".mnn")))
+                self._granted = _granted_threads(threads)
         if not self._is_open():
             raise EngineError(
                 f"MNN could not load {artifact.path} with {self._config}. It said:\n{_tool.tail(heard.text)}"
@@ -141,6 +144,8 @@ class _MnnSession(Session):
         options = self.artifact.options
         facts = {
             "version": self._version,
+            "threads": self._granted or self.threads,
+            "threads_read_back": self._granted is not None,
             "requested_precision": self._config["precision"],
             "backend": "CPU",
             "layout": "NC4HW4",
@@ -188,7 +193,7 @@ class _ModuleSession(_MnnSession):
         return np.array(variable.read(), dtype=spec.dtype)  # a copy: read() gives memory that MNN owns
 
     def _facts(self) -> dict[str, Any]:
-        return {**super()._facts(), "threads_read_back": False, "gil": "held"}  # MNN has no call to ask a module
+        return {**super()._facts(), "gil": "held"}
 
     def close(self) -> None:
         self._net = self._runtime = None
@@ -237,13 +242,27 @@ class _InterpreterSession(_MnnSession):
         return np.array(host.getNumpyData(), dtype=spec.dtype).reshape(tensor.getShape())
 
     def _facts(self) -> dict[str, Any]:
-        threads = self._interpreter.getSessionInfo(self._session, _THREAD_NUMBER)
-        # An integer that the binding hands out as if its bits were a float.
-        read = struct.unpack("<i", struct.pack("<f", threads))[0]
-        return {**super()._facts(), "threads": read, "threads_read_back": True, "gil": "released"}
+        return {**super()._facts(), "gil": "released"}
 
     def close(self) -> None:
         self._interpreter = self._session = None
+
+
+def _granted_threads(wanted: int) -> int:
+    """How many threads MNN gives a session that wants ``wanted``: the first wish above one in a process fixes its pool.
+
+    A module cannot be asked, a session can; so a session of one operator asks. To be called after the model's own wish.
+    """
+    import MNN
+    from MNN import expr
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "one.mnn")
+        expr.save([expr.abs(expr.placeholder([1], expr.NCHW, expr.float))], path)
+        interpreter = MNN.Interpreter(path)
+        session = interpreter.createSession({"backend": "CPU", "numThread": wanted})
+        number = interpreter.getSessionInfo(session, _THREAD_NUMBER)
+    return struct.unpack("<i", struct.pack("<f", number))[0]  # the binding takes the integer's bits for a float's
 
 
 _APIS = {"module": _ModuleSession, "session": _InterpreterSession}
