@@ -15,10 +15,17 @@ import numpy as np
 from deploylab import drawing
 from deploylab.bench import latency
 
-SHOWN = {0: "channels", 1: "kernel", 7: "groups", 9: "activation"}
+SHOWN = {
+    "Convolution": {0: "channels", 1: "kernel", 9: "activation"},
+    "ConvolutionDepthWise": {1: "kernel", 7: "groups", 9: "activation"},
+}
+ACTIVATIONS = {1: "ReLU", 2: "leaky ReLU", 3: "clip", 4: "sigmoid", 5: "mish", 6: "hard swish"}
 PREAMBLE = """
-import sys, ncnn, numpy as np
+import contextlib, sys, ncnn, numpy as np
 from pathlib import Path
+with contextlib.suppress(ImportError):  # Windows
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
 folder = Path(sys.argv[1])
 photos, top1 = np.load(folder / "photos.npy"), np.load(folder / "top1.npy")
 param = folder / "signnet.ncnn.param"
@@ -54,8 +61,10 @@ def drawn(
     nodes = []
     for layer in layers:
         if layer.inputs:
-            named = {SHOWN[key]: layer.params[key] for key in SHOWN if key in layer.params}
-            named = named if layer.type.startswith("Convolution") else {}
+            keys = SHOWN.get(layer.type, {})
+            named = {keys[key]: layer.params[key] for key in keys if key in layer.params}
+            if "activation" in named:
+                named["activation"] = ACTIVATIONS[named["activation"]]
             nodes.append(
                 helper.make_node(
                     layer.type, layer.inputs, layer.outputs, layer.name, domain="ncnn", **named
@@ -86,11 +95,14 @@ def elsewhere(script: str, folder: Path) -> str:
 
 def medians(calls: Mapping[str, Callable[[], object]], rounds: int = 4) -> dict[str, float]:
     """Median latency in ms of each call, measured in turns."""
-    gc.freeze()  # so that measure() need not search all of torch for garbage
-    for call in calls.values():
-        latency.warm_up(call, max_seconds=0.15)
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            taken[name].extend(latency.measure(call, samples=3, min_seconds=0.03))
+    gc.freeze()  # so that measure() need not search all of torch for garbage
+    try:
+        for call in calls.values():
+            latency.warm_up(call, max_seconds=0.15)
+        for _ in range(rounds):
+            for name, call in calls.items():
+                taken[name].extend(latency.measure(call, samples=3, min_seconds=0.03))
+    finally:
+        gc.unfreeze()
     return {name: float(np.median(times)) for name, times in taken.items()}
