@@ -1,4 +1,4 @@
-"""The tour through every installed engine, in a network namespace without interfaces; only build/, HOME, TMPDIR writable."""
+"""The tour through every installed engine, in a network namespace without any interface, with few folders writable."""
 
 from __future__ import annotations
 
