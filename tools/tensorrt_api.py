@@ -523,7 +523,7 @@ class _Checker:
             ("Profiler", "IProfiler"),
             ("bool", "int"),
             ("int", "float"),
-            ("ITensor", "ITensor"),
+            ("IHostMemory", "buffer"),
         }
 
     def truth(self, node: ast.expr, names: dict[str, Type], owner: str) -> bool | None:
@@ -621,11 +621,13 @@ def everyday_types() -> list[type]:
     import io
 
     import numpy as np
+    import onnx
 
     from deploylab.engines.base import Artifact, Availability, Engine, Session, TensorSpec
 
     ours = [Artifact, Availability, Engine, Session, TensorSpec]
-    return [*ours, np.ndarray, np.dtype, contextlib.ExitStack, ctypes.c_void_p, io.BufferedWriter]
+    protos = [onnx.ModelProto, onnx.GraphProto, onnx.NodeProto, onnx.TensorProto]
+    return [*ours, *protos, np.ndarray, np.dtype, contextlib.ExitStack, ctypes.c_void_p, io.BufferedWriter]
 
 
 def used_names(apis: Iterable[Api]) -> dict[str, dict[str, Findings]]:

@@ -207,6 +207,7 @@ class TestOperators:
 class TestPrecisionInTheFile:
     def test_float16_keeps_the_outside_float32(self, models, tmp_path):
         half = onnx_precision.to_float16(models / "tiny.onnx", tmp_path / "half.onnx")
+        onnx.checker.check_model(half, full_check=True)
         graph = onnx.load(half).graph
         assert graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
         assert graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
@@ -215,6 +216,7 @@ class TestPrecisionInTheFile:
         assert all(tensor.data_type == TensorProto.FLOAT16 for tensor in weights)
 
     def test_int8_is_symmetric_and_leaves_biases_alone(self, models):
+        onnx.checker.check_model(models / "tiny-int8.onnx", full_check=True)
         assert onnx_precision.faults_for_tensorrt(models / "tiny-int8.onnx") == []
         assert onnx_precision.quantized_nodes(models / "tiny-int8.onnx") > 0
         assert onnx_precision.quantized_nodes(models / "tiny.onnx") == 0

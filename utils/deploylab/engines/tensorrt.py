@@ -371,7 +371,7 @@ class _TensorRTSession(Session):
         self._record = json.loads(artifact.file(_BUILD).read_text(encoding="utf-8"))
         self._cuda = _cuda.runtime()
         self._machine = {"tensorrt": trt.__version__, **self._cuda.describe()}
-        _require_same_machine(self._record, self._machine, artifact.path)
+        require_same_machine(self._record, self._machine, artifact.path)
         self._trt, self._log = trt, _logger(trt)
         self._runtime = trt.Runtime(self._log)
         self._engine = _deserialized(self._runtime, artifact, self._log, self._record["any_version"])
@@ -488,8 +488,11 @@ class _TensorRTSession(Session):
         self._graph = self._tensors = self._context = self._engine = self._runtime = None
 
 
-def _require_same_machine(record: Mapping[str, Any], machine: Mapping[str, str], path: Path) -> None:
-    """An engine holds machine code: it runs with the TensorRT and on the kind of GPU that built it."""
+def require_same_machine(record: Mapping[str, Any], machine: Mapping[str, str], path: Path | str) -> None:
+    """An engine holds machine code: it runs with the TensorRT and on the kind of GPU that built it.
+
+    ``record`` is what the build wrote down. Raises :class:`EngineError` naming the first difference that matters.
+    """
     same = ["tensorrt"] * (not record["any_version"]) + ["compute_capability", "gpu"] * (not record["any_gpu"])
     for key in same:
         if record[key] != machine[key]:

@@ -16,6 +16,7 @@ import numpy as np
 from deploylab.errors import ConversionError
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+WEIGHTED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 
 
 def to_float16(path: Path | str, target: Path | str) -> Path:
@@ -26,10 +27,13 @@ def to_float16(path: Path | str, target: Path | str) -> Path:
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     try:
         with _quiet():
             half = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
+            OnnxModel(half).topological_sort()  # the converter appends its casts, ONNX wants nodes in order of use
+            onnx.checker.check_model(half)
             onnx.save(half, str(target))
     except Exception as error:
         raise ConversionError(f"{Path(path).name} cannot be written in float16: {error}") from error
@@ -37,10 +41,11 @@ def to_float16(path: Path | str, target: Path | str) -> Path:
 
 
 def to_int8(path: Path | str, target: Path | str, batches: Iterable[np.ndarray]) -> Path:
-    """Write the model with ``QuantizeLinear`` and ``DequantizeLinear`` around each convolution and matrix product.
+    """Write the model with ``QuantizeLinear`` and ``DequantizeLinear`` before each convolution and matrix product.
 
     Symmetric int8 as TensorRT demands: every zero point is 0, weights have one scale a channel, biases stay float32.
-    ``batches`` are inputs in the model's own form; the range of each tensor over them gives its scale. One-input models
+    The inputs of these operators are quantised and not their outputs, so that an activation behind one can be fused
+    into it (TensorRT's documentation, "Explicit Quantization", where to place the nodes). ``batches`` are inputs in the model's own form; the range of each tensor over them gives its scale. One-input models
     only. Raises :class:`ConversionError` for a model that cannot be quantised and for no batch at all.
     """
     import onnx
@@ -59,6 +64,7 @@ def to_int8(path: Path | str, target: Path | str, batches: Iterable[np.ndarray])
                 str(target),
                 reader,
                 quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=WEIGHTED,
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
@@ -67,6 +73,7 @@ def to_int8(path: Path | str, target: Path | str, batches: Iterable[np.ndarray])
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
                     "DedicatedQDQPair": True,
+                    "OpTypesToExcludeOutputQuantization": WEIGHTED,
                 },
             )
     except Exception as error:
