@@ -127,7 +127,7 @@ class TestForeignOnnx:
 def test_a_file_of_another_kind_is_told_at_loading(name, tmp_path):
     path = nets.one_node_onnx(tmp_path / "relu.onnx", "Relu")
     artifact = engines.get(name).convert(path, np.zeros((1, 3, 4, 4), np.float32), tmp_path / "out")
-    model = artifact.path / next(f for f in artifact.files if f.endswith((".onnx", ".xml", ".param", ".mnn")))
+    model = artifact.path / next(f for f in artifact.files if f.endswith((".onnx", ".xml", ".param", ".mnn", ".so")))
     model.write_bytes(b"#" * model.stat().st_size)
     with pytest.raises(EngineError, match=f"(?i){name} could not load"):
         engines.get(name).load(artifact.path)

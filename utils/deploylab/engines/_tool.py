@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from deploylab.errors import ConversionError
@@ -45,6 +46,35 @@ def run(title: str, command: Sequence[str], folder: Path) -> str:
     if child.returncode != 0:
         raise ConversionError(f"{title} failed with exit code {child.returncode}. It said last:\n{tail(text)}")
     return text
+
+
+def follow(title: str, command: Sequence[str], folder: Path, hear: Callable[[str], None], seconds: float) -> None:
+    """Run a program that reports line by line on stdout, for ``seconds`` at most; ``hear`` gets each line at once.
+
+    It ends with us, whatever happens. Raises :class:`ConversionError` with the end of its stderr if it fails or hangs.
+    """
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+        late = threading.Timer(seconds, _end, [child])
+        late.daemon = True
+        late.start()
+        try:
+            for line in child.stdout:
+                hear(line.decode(errors="replace"))
+            child.wait()
+        finally:
+            hung = not late.is_alive()
+            late.cancel()
+            _end(child)
+            child.stdout.close()
+        errors.seek(0)
+        text = errors.read().decode(errors="replace")
+    if hung:
+        raise ConversionError(f"{title} did not finish within {seconds:.0f} s")
+    if child.returncode != 0:
+        raise ConversionError(f"{title} failed with exit code {child.returncode}. It said last:\n{tail(text)}")
 
 
 def tail(text: str, lines: int = 12) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,23 +266,45 @@ def _constant(expression: Any, known: Mapping[Any, np.ndarray]) -> np.ndarray | 
 # Schedules by rule
 
 
-def scheduled(module: tvm.IRModule, rule: Callable[[Any], Any] | None = None) -> tvm.IRModule:
-    """Every tensor program of ``module`` with loops changed by a rule; one that the rule cannot handle stays."""
-    from tvm import IRModule, tirx
+def tensor_programs(module: tvm.IRModule) -> dict[tvm.ir.GlobalVar, tvm.tirx.PrimFunc]:
+    """The loop nests of a lowered module, one for each group of operators."""
+    from tvm import tirx
+
+    return {key: function for key, function in module.functions_items() if isinstance(function, tirx.PrimFunc)}
+
+
+def calls(module: tvm.IRModule) -> dict[str, int]:
+    """How often ``main`` calls each tensor program, by name."""
+    from tvm import relax
+
+    found: Counter[str] = Counter()
+
+    def visit(expression: Any) -> None:
+        if isinstance(expression, relax.Call) and getattr(expression.op, "name", "") == "relax.call_tir":
+            found[expression.args[0].name_hint] += 1
+
+    relax.analysis.post_order_visit(module["main"], visit)
+    return dict(found)
+
+
+def scheduled(module: tvm.IRModule) -> tvm.IRModule:
+    """Every tensor program of ``module`` scheduled by rule; one that the rule cannot handle stays as it is."""
+    from tvm import IRModule
 
     changed = dict(module.functions_items())
-    for variable, function in module.functions_items():
-        if isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled", False):
+    for variable, function in tensor_programs(module).items():
+        if not function.attrs.get("tirx.is_scheduled", False):
             with contextlib.suppress(Exception):  # whatever a schedule refuses, the function as it is computes
-                changed[variable] = (rule or by_rule)(function).with_attr("tirx.is_scheduled", True)
+                better = schedule_by_rule(function).mod["main"]
+                changed[variable] = better.with_attr("tirx.is_scheduled", True)
     return IRModule(changed, attrs=module.attrs)
 
 
-def by_rule(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+def schedule_by_rule(function: tvm.tirx.PrimFunc) -> tvm.s_tir.Schedule:
     """``function`` with vectorised, blocked and parallel loops, decided without measuring anything.
 
     Cheap producers are computed where they are used. A reduction (a convolution, a matrix product) computes a tile of
-    output channels times one vector in registers; all else runs in vectors over everything that is contiguous.
+    output channels times one vector in registers; all else is left to LLVM's own vectoriser, in parallel.
     """
     from tvm.s_tir import Schedule
 
@@ -305,7 +328,7 @@ def by_rule(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
             _schedule_reduction(schedule, block, spatial, reducing)
         else:
             _schedule_elementwise(schedule, spatial)
-    return schedule.mod["main"]
+    return schedule
 
 
 _SPATIAL, _REDUCING = 0, 2  # tvm.tirx.IterVar: DataPar, CommReduce

@@ -7,9 +7,13 @@ conversion of the same model finds them.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,12 @@ import numpy as np
 
 from deploylab import machine
 from deploylab.engines import _onnx, _tool, _tvm
-from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec
-from deploylab.errors import ConversionError, EngineError
+from deploylab.engines._tvm_child import BUILT_FOR, LIBRARY, RELAX
+from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec, hash_source
+from deploylab.errors import ConversionError, DeployLabError, EngineError, InputError
 
-_BUILT_FOR = "built_for.json"
+RECORDS = "records.json"
+_TUNED = "tuned"
 
 
 class TVM(Engine):
@@ -34,28 +40,112 @@ class TVM(Engine):
     extra = "compilers"
     core = False
 
+    def tune(
+        self,
+        source: Source,
+        example: np.ndarray | Sequence[np.ndarray],
+        out_dir: Path | str,
+        trials: int = 256,
+        seconds: float = 60.0,
+        progress: Callable[[Trial], None] | None = None,
+    ) -> list[Trial]:
+        """Search faster schedules for the example's sizes until ``trials`` are on record or ``seconds`` are over.
+
+        The records stay under ``out_dir``: a second call goes on where the first ended, however it ended, and
+        :meth:`convert` uses the best. Returns the trials of this call. Raises what :meth:`convert` raises.
+        """
+        self._require_converter()
+        if trials < 1 or seconds <= 0:
+            raise InputError(f"tuning needs at least one trial and some time, got {trials} trials and {seconds} s")
+        source, source_hash, arrays, _ = self._wanted(source, example, out_dir, "fp32", {"tuning": "off"})
+        records = _records(Path(out_dir), source_hash, arrays)
+        records.mkdir(parents=True, exist_ok=True)
+        made: list[Trial] = []
+
+        def hear(line: str) -> None:
+            made.append(Trial(**json.loads(line)))
+            if progress:
+                progress(made[-1])
+
+        with tempfile.TemporaryDirectory(prefix="deploylab-tvm-") as work:
+            _write_relax(_ways(source, arrays)[-1]()[0], Path(work))
+            _tool.follow("tvm's tuner", _child("tune", work, records, trials, seconds), Path(work), hear, seconds + 60)
+        return made
+
+    def convert(
+        self,
+        source: Source,
+        example: np.ndarray | Sequence[np.ndarray],
+        out_dir: Path | str,
+        precision: str = "fp32",
+        **options: Any,
+    ) -> Artifact:
+        """As every engine converts, with what :meth:`tune` recorded for this model; ``tuning="off"`` leaves it out."""
+        return super().convert(source, example, out_dir, precision, **options)
+
+    def _wanted(
+        self, source: Source, example: Any, out_dir: Path | str, precision: str, options: Mapping[str, Any]
+    ) -> tuple[Source, str, tuple[np.ndarray, ...], Path]:
+        """The records are part of what is converted, so an artifact made before they were is another one."""
+        source, source_hash, arrays, folder = super()._wanted(source, example, out_dir, precision, options)
+        records = _records(Path(out_dir), source_hash, arrays) / RECORDS
+        if options.get("tuning") == "off" or not records.is_file():
+            return source, source_hash, arrays, folder
+        digest = hashlib.sha256(records.read_bytes()).hexdigest()[:8]
+        return source, source_hash, arrays, folder.with_name(f"{folder.name}-tuned-{digest}")
+
     def _convert(
-        self, source: Source, example: tuple[np.ndarray, ...], folder: Path, precision: str, **options: Any
+        self,
+        source: Source,
+        example: tuple[np.ndarray, ...],
+        folder: Path,
+        precision: str,
+        tuning: str = "",
+        **options: Any,
     ) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        _require_linker()
         _tvm.compiler()
-        built, problems = None, []
-        for imported in _ways(source, example):
+        _require_linker()
+        ways, problems = _ways(source, example), []
+        for way in ways:
             try:
-                module, specs = imported()
-                built = _build(module, folder / "model.so")
+                module, specs = way()
+                _compile(module, folder)
                 break
             except Exception as error:
-                problems.append(_reason(error))
-        if built is None:
+                problems.append(str(error) if isinstance(error, DeployLabError) else f"{type(error).__name__}: {error}")
+        else:
             raise ConversionError(f"tvm cannot compile the model: {problems[0]}")
-        (folder / _BUILT_FOR).write_text(json.dumps(built, indent=1) + "\n", encoding="utf-8")
+        records = _records(folder.parent, hash_source(source), example)
+        if tuning != "off" and (records / RECORDS).is_file():
+            (folder / _TUNED).mkdir()
+            _compile(ways[-1]()[0], folder / _TUNED, records)
         return specs
 
     def _load(self, artifact: Artifact, threads: int) -> Session:
-        built = json.loads((artifact.path / _BUILT_FOR).read_text(encoding="utf-8"))
-        _require_this_cpu(artifact, built)
-        return _TvmSession(artifact, threads, built)
+        for name in artifact.files:
+            if name.endswith(BUILT_FOR):
+                _require_this_cpu(artifact, json.loads((artifact.path / name).read_text(encoding="utf-8")))
+        return _TvmSession(artifact, threads)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One schedule tried: how many are on record, seconds since the search began, of which tensor program, the
+    milliseconds it took (None if it failed), and the milliseconds of all programs at their best (None until known).
+    """
+
+    trials: int
+    seconds: float
+    program: str
+    milliseconds: float | None
+    total: float | None
+
+
+def _records(out_dir: Path, source_hash: str, example: tuple[np.ndarray, ...]) -> Path:
+    """Where the records of a model lie: for these sizes and for a CPU like this one."""
+    shapes = "_".join("x".join(map(str, array.shape)) for array in example)
+    cpu = hashlib.sha256(f"{machine.cpu_model()} {machine.features()}".encode()).hexdigest()[:8]
+    return out_dir / f"tvm-tuning-{source_hash[:16]}-{shapes}-{cpu}"
 
 
 def _ways(source: Source, example: tuple[np.ndarray, ...]) -> list[Any]:
@@ -82,31 +172,22 @@ def _from_torch(module: Any, example: tuple[np.ndarray, ...], dynamic: bool) -> 
     return relax, _tvm.specs(relax)
 
 
-def _build(module: Any, path: Path) -> dict[str, Any]:
-    """Compile for this CPU into a shared library; return what it was built for."""
+def _compile(module: Any, folder: Path, records: Path | None = None) -> None:
+    _write_relax(module, folder)
+    _tool.run("tvm's compiler", _child("build", ".", *([records.resolve()] if records else [])), folder)
+    if not (folder / LIBRARY).is_file():
+        raise ConversionError(f"tvm's compiler ended well but wrote no {LIBRARY}")
+    (folder / RELAX).unlink()
+
+
+def _write_relax(module: Any, folder: Path) -> None:
     import tvm
-    from tvm import relax
 
-    target = _tvm.target()
-    with _tvm.quiet(), _tool.listen(), target:
-        programs = _tvm.scheduled(_tvm.lowered(module))
-        library = tvm.compile(programs, target, relax_pipeline=relax.get_pipeline("default_build"))
-        library.export_library(str(path), workspace_dir=str(path.parent))
-    for leftover in path.parent.iterdir():
-        if leftover != path:
-            leftover.unlink()
-    return {
-        "target": str(target),
-        "architecture": machine.architecture(),
-        "features": list(machine.features()),
-        "programs": len(programs.functions) - 1,
-        "schedule": "untuned: by rule, nothing measured",
-    }
+    (folder / RELAX).write_text(tvm.ir.save_json(module), encoding="utf-8")
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+def _child(*arguments: Any) -> list[str]:
+    return [sys.executable, "-m", "deploylab.engines._tvm_child", *map(str, arguments)]
 
 
 def _require_linker() -> None:
@@ -128,22 +209,29 @@ def _require_this_cpu(artifact: Artifact, built: Mapping[str, Any]) -> None:
 
 
 class _TvmSession(Session):
-    def __init__(self, artifact: Artifact, threads: int, built: Mapping[str, Any]) -> None:
+    def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact, threads)
         self._tvm = _tvm.imported()
-        self._built = built
-        self._machine = self._tvm.runtime.vm.VirtualMachine(
-            self._tvm.runtime.load_module(str(artifact.file(".so"))), self._tvm.cpu()
-        )
-        self._main = self._machine["main"]
+        self._loaded = [self._load(artifact.path)]
+        self._tuned_shapes: list[tuple[int, ...]] | None = None
+        if any(name.startswith(_TUNED) for name in artifact.files):
+            self._loaded.append(self._load(artifact.path / _TUNED))
+            self._tuned_shapes = [tuple(shape) for shape in self._loaded[1][1]["shapes"]]
         self._fed: list[tuple[Any, np.ndarray] | None] = [None] * len(self.inputs)
         self._lock = threading.Lock()  # one virtual machine runs one inference at a time
         _use_threads(self._tvm, threads)
 
+    def _load(self, folder: Path) -> tuple[Any, dict[str, Any]]:
+        """The function ``main`` of a compiled model, and what it was built for."""
+        library = self._tvm.runtime.load_module(str(folder / LIBRARY))
+        machine = self._tvm.runtime.vm.VirtualMachine(library, self._tvm.cpu())
+        return machine["main"], json.loads((folder / BUILT_FOR).read_text(encoding="utf-8"))
+
     def _run(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         with self._lock:
             _use_threads(self._tvm, self.threads)
-            result = self._main(*(self._feed(position, array) for position, array in enumerate(arrays)))
+            main = self._loaded[[array.shape for array in arrays] == self._tuned_shapes][0]
+            result = main(*(self._feed(position, array) for position, array in enumerate(arrays)))
             tensors = [result] if hasattr(result, "numpy") else list(result)
             return [tensor.numpy() for tensor in tensors]  # copies
 
@@ -158,19 +246,20 @@ class _TvmSession(Session):
 
     def _facts(self) -> dict[str, Any]:
         _use_threads(self._tvm, self.threads)
+        built = self._loaded[-1][1]
+        tuned = f"tuned for {self._tuned_shapes}: {built['tuned_programs']} of {built['tensor_programs']} programs"
         return {
             "version": self._tvm.__version__,
             "threads": self._tvm.get_global_func("runtime.NumThreads")(),
-            "target": self._built["target"],
-            "schedule": self._built["schedule"],
-            "tensor_programs": self._built["programs"],
+            "target": built["target"],
+            "schedule": tuned if self._tuned_shapes else "untuned: by rule, nothing measured",
+            "tensor_programs": built["tensor_programs"],
             "layout": "NCHW",
             "gil": "released",
         }
 
     def close(self) -> None:
-        self._machine = self._main = None
-        self._fed = []
+        self._loaded, self._fed = [], []
 
 
 _configured = threading.local()
