@@ -16,8 +16,8 @@ from rich.console import Console
 
 from deploylab import parity, report
 from deploylab.bench import ledger, subject
-from deploylab.bench.client import COMMAND
 from deploylab.bench.compare import compare, reduced_tolerance
+from deploylab.bench.place import Place
 from deploylab.bench.subject import Labelled, Subject
 from deploylab.errors import DeployLabError, EngineError, InputError, ModelError
 
@@ -47,10 +47,15 @@ def save(path: Path, nodes: list, inputs: list, outputs: list, weights: list) ->
     return path
 
 
-def misbehaving(code: str, engine: str = "openvino"):
+class Misbehaving(Place):
     """Workers of one engine run ``code`` first."""
-    command = (sys.executable, "-c", f"import os, time\nfrom deploylab.bench import worker\n{code}\nworker.main()")
-    return lambda name, threads: command if name == engine else COMMAND
+
+    def __init__(self, code: str, engine: str = "openvino") -> None:
+        program = f"import os, time\nfrom deploylab.bench import worker\n{code}\nworker.main()"
+        self.engine, self.bad = engine, (sys.executable, "-c", program)
+
+    def command(self, engine: str, threads: int):
+        return self.bad if engine == self.engine else super().command(engine, threads)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +156,25 @@ def test_json_and_page_are_complete(result):
         assert row.artifact in page
 
 
+def test_what_a_board_must_carry_is_told_everywhere(result):
+    told = json.loads(report.to_json(result))["rows"][0]["footprint"]
+    assert told["own"]["onnxruntime"] > 1_000_000
+    assert "numpy" in told["dependencies"]
+    assert told["in_use"] is None or 1_000_000 < told["in_use"] < sum(
+        (*told["own"].values(), *told["dependencies"].values())
+    )
+    text = io.StringIO()
+    report.print_comparison(result, Console(file=text, width=160))
+    for shown in (text.getvalue(), report.to_html(result), report.to_markdown(result)):
+        assert re.search("what a board must carry", shown, re.IGNORECASE)
+        assert re.search(r"openvino \d+ MiB", shown)
+    page = report.to_markdown(result)
+    tables = [line.count("|") for line in page.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 * (2 + len(result.rows))
+    assert set(tables) == {tables[0], tables[-1]}
+    assert "tolerance" in page
+
+
 def test_figures_draw_on_axes_of_their_own_or_given_ones(result):
     from matplotlib.figure import Figure
 
@@ -161,13 +185,13 @@ def test_figures_draw_on_axes_of_their_own_or_given_ones(result):
 
 
 def test_a_crash_and_a_hang_cost_their_own_row_only(quick, model):
-    crash = misbehaving("worker.Server.load = lambda *a, **k: os.kill(os.getpid(), 11)")
-    crashed = quick(model, launch=crash)
+    crash = Misbehaving("worker.Server.load = lambda *a, **k: os.kill(os.getpid(), 11)")
+    crashed = quick(model, place=crash)
     assert [row.status for row in crashed.rows] == ["ok", "crashed"]
     assert "openvino: crashed with SIGSEGV (signal 11) during 'load'" in crashed.rows[1].reason
     assert crashed.rows[1].latency is None
-    hang = misbehaving("worker.Server.measure = lambda *a, **k: time.sleep(600)", "onnxruntime")
-    hung = quick(model, launch=hang, timeout_s=10, rounds=2, max_seconds=0.2)
+    hang = Misbehaving("worker.Server.measure = lambda *a, **k: time.sleep(600)", "onnxruntime")
+    hung = quick(model, place=hang, timeout_s=10, rounds=2, max_seconds=0.2)
     assert [row.status for row in hung.rows] == ["crashed", "ok"]
     assert "did not answer 'measure' within" in hung.rows[0].reason
     assert hung.baselines == {1: "openvino"}
@@ -184,7 +208,7 @@ def test_a_crash_and_a_hang_cost_their_own_row_only(quick, model):
 def test_a_wrong_output_gets_no_latency(quick, model, change, words):
     code = "from deploylab.engines import base\ncall = base.Session.__call__\n"
     code += f"def wrong(self, *a):\n    y = call(self, *a)\n    return {change}\nbase.Session.__call__ = wrong"
-    found = quick(model, launch=misbehaving(code))
+    found = quick(model, place=Misbehaving(code))
     right, wrong = found.rows
     assert right.ok
     assert (wrong.status, wrong.latency, wrong.ratio) == ("parity", None, None)
@@ -194,7 +218,7 @@ def test_a_wrong_output_gets_no_latency(quick, model, change, words):
 
 
 def test_nothing_passes(quick, model):
-    found = quick(model, engines=["openvino"], launch=misbehaving("raise SystemExit(3)"))
+    found = quick(model, engines=["openvino"], place=Misbehaving("raise SystemExit(3)"))
     assert "ended with exit code 3" in found.rows[0].reason
     assert found.measured == []
     text = io.StringIO()

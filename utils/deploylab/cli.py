@@ -57,6 +57,7 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with table and figure.")] = None,
     png_file: Annotated[Path | None, typer.Option("--png", help="Write the figure.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown.")] = None,
     samples: Annotated[int, typer.Option(help="Timed calls a row; a p99 needs 662.", min=1)] = 700,
     rounds: Annotated[int, typer.Option(help="Rounds the calls are spread over.", min=1)] = 10,
     max_seconds: Annotated[float, typer.Option(help="Longest timed work a row.", min=0.1)] = 20.0,
@@ -65,6 +66,9 @@ def compare(
     ] = 300.0,
     memory: Annotated[bool, typer.Option(help="Also measure memory, in processes of its own.")] = True,
     accuracy: Annotated[bool, typer.Option(help="Also measure accuracy, where the model has a test split.")] = True,
+    on: Annotated[
+        str, typer.Option(help="Run elsewhere: emulated:pi4, see `deploylab boards list`. Counts instructions.")
+    ] = "",
 ) -> None:
     """Run a model through the engines: parity first, then latency, cold start, memory. Rows go to the ledger.
 
@@ -87,12 +91,16 @@ def compare(
         _require_files(model, image)
         from deploylab.bench.compare import compare as run
 
+        if on:
+            from deploylab.boards import places
+
+            options["place"] = places.place(on)
         with _progress() as progress:
             result = run(model, progress=progress, **options)
         _show(result)
-        wrong = _write_files(result, json_file, html_file, png_file)
+        wrong = _write_files(result, json_file, html_file, png_file, markdown_file)
     statuses = ("parity", "crashed", *(("failed", "unavailable") if engines else ()))
-    raise typer.Exit(1 if wrong or result.failures(*statuses) or not result.measured else 0)
+    raise typer.Exit(1 if wrong or result.failures(*statuses) or not result.passed else 0)
 
 
 @app.command(context_settings=_FORWARD)
@@ -208,14 +216,21 @@ def _show(result: Comparison) -> None:
         typer.echo(f"{len(result.rows)} row(s) added to the ledger in {result.seconds:.0f} s", err=True)
 
 
-def _write_files(result: Comparison, json_file: Path | None, html_file: Path | None, png_file: Path | None) -> bool:
+def _write_files(
+    result: Comparison,
+    json_file: Path | None,
+    html_file: Path | None,
+    png_file: Path | None,
+    markdown_file: Path | None,
+) -> bool:
     """Write what was asked for. A file that cannot be written is reported and does not stop the others."""
     from deploylab import report
 
     contents: Sequence[tuple[Path | None, Callable[[], str | bytes]]] = (
         (json_file, lambda: report.to_json(result)),
         (html_file, lambda: report.to_html(result)),
-        (png_file, lambda: report.figure_png(report.plot_latency(result))),
+        (markdown_file, lambda: report.to_markdown(result)),
+        (png_file, lambda: report.figure_png(report.plot(result))),
     )
     problems = [result.ledger_error] if result.ledger_error else []
     for path, content in contents:

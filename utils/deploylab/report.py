@@ -39,12 +39,21 @@ class Column:
 
 def columns(comparison: Comparison) -> list[Column]:
     """What the table shows beside the engine's name."""
-    shown = [
+    timed = [
         Column("p50 ms", lambda row: number(row.latency and row.latency.p50)),
         Column("p90 ms", lambda row: number(row.latency and row.latency.p90)),
         Column("p99 ms", lambda row: number(row.latency and row.latency.p99)),
         Column("n", lambda row: str(row.latency.n) if row.latency else NOTHING),
         Column(f"vs {comparison.baseline_text}", partial(_ratio_text, comparison)),
+    ]
+    counted = [
+        Column("instructions", lambda row: millions(row.instructions and row.instructions.engine["all"])),
+        Column("from Python", lambda row: millions(row.instructions and row.instructions.call["all"])),
+        Column("loads, stores", lambda row: millions(row.instructions and row.instructions.engine["memory"])),
+        Column("multiply-adds", lambda row: millions(row.instructions and row.instructions.multiply_adds)),
+    ]
+    shown = [
+        *(timed if comparison.timed else counted),
         Column("error", lambda row: f"{row.verdict.error:.0e}" if row.verdict else NOTHING),
         Column("accuracy", lambda row: NOTHING if row.accuracy is None else f"{row.accuracy:.2%}"),
         Column("cold start", lambda row: f"{row.cold_start.total:.2f} s" if row.cold_start else NOTHING),
@@ -53,7 +62,9 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("memory", lambda row: size(row.memory.peak or row.memory.loaded) if row.memory else NOTHING),
         Column("what ran", really_ran, right=False),
     ]
-    return [column for column in shown if column.title != "accuracy" or comparison.reference_accuracy is not None]
+    without = {"accuracy"} if comparison.reference_accuracy is None else set()
+    without |= set() if comparison.timed else {"cold start"}
+    return [column for column in shown if column.title not in without]
 
 
 def really_ran(row: Row) -> str:
@@ -73,6 +84,11 @@ def number(value: float | None) -> str:
     if value is None:
         return NOTHING
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 0.1 else f"{value:.{2 - (value >= 10)}f}"
+
+
+def millions(count: int | None) -> str:
+    """A count in millions, to the last thousand."""
+    return NOTHING if count is None else f"{count / 1e6:.3f} M"
 
 
 def size(count: int | None) -> str:
@@ -109,7 +125,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     from rich.console import Console
 
     console = console or Console()
-    title = f"{comparison.model}: latency after parity"
+    title = heading(comparison)
     for shown in _packed(comparison, console.width):
         console.print(_table(comparison, title, shown))
         title = ""
@@ -121,6 +137,12 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(f"{row.label}: {failure_text(row)}", markup=False, highlight=False, style="red")
     for note in all_notes(comparison):
         console.print(f"note: {note}", markup=False, highlight=False, style="yellow")
+
+
+def heading(comparison: Comparison) -> str:
+    """What the table is about."""
+    about = "latency after parity" if comparison.timed else "parity, memory and instructions; no board time"
+    return f"{comparison.model}{f' on {comparison.place}' if comparison.place else ''}: {about}"
 
 
 def _packed(comparison: Comparison, width: int) -> list[list[Column]]:
@@ -152,6 +174,14 @@ def explanations(comparison: Comparison) -> list[str]:
         f"tolerance {comparison.tolerance.value:.1e} ({comparison.tolerance.reason})",
         f"inputs: {comparison.inputs}; timed: batch {', '.join(comparison.input_shapes)}",
     ]
+    if not comparison.timed:
+        lines[-1] = f"inputs: {comparison.inputs}; counted: batch {', '.join(comparison.input_shapes)}, one thread"
+        lines.append(
+            "instructions: in the engine's own libraries, the same in every run; from Python: of the whole call. They "
+            "are not a time: caches, memory and instructions that run side by side are not in them"
+        )
+        lines.append(f"{comparison.place}: emulated, so there is no time in this table; memory includes the emulator's")
+
     if comparison.reference_accuracy is not None:
         lines.append(
             f"accuracy: top-1 on the frozen test split; torch in float32 has {comparison.reference_accuracy:.2%}"
@@ -234,6 +264,32 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0 else value
 
 
+def to_markdown(comparison: Comparison) -> str:
+    """The tables, how to read them and the notes as a Markdown page."""
+    shown = columns(comparison)
+    rows = [(row.label, *(column.text(row) for column in shown)) for row in comparison.rows]
+    listed = [f"{row.label}: {failure_text(row)}" for row in comparison.failures()]
+    lines = [
+        f"# {comparison.model}: every engine, checked before it is timed",
+        "",
+        f"{comparison.date}, measured by DeployLab in {comparison.seconds:.0f} s.",
+        "",
+        *_markdown_table(("engine", *(column.title for column in shown)), [False, *(c.right for c in shown)], rows),
+        "",
+    ]
+    if carried := weighed(comparison):
+        lines += ["## What a board must carry", ""]
+        lines += [*_markdown_table(("engine", *CARRIED), [False, True, True, True, False, False], carried), ""]
+    lines += ["## How to read it", ""]
+    lines += [f"- {' '.join(line.split())}" for line in (*explanations(comparison), *listed, *all_notes(comparison))]
+    return "\n".join([*lines, ""])
+
+
+def _markdown_table(titles: Sequence[str], right: Sequence[bool], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [titles, ["---:" if number else "---" for number in right], *rows]
+    return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]
+
+
 def write(path: Path | str, content: str | bytes) -> None:
     """Write a file completely or not at all. Raises :class:`DeployLabError` naming the file and the reason."""
     path = Path(path)
@@ -258,12 +314,12 @@ def to_html(comparison: Comparison) -> str:
         f"<li><b>{_text(row.label)}</b>: <pre>{_text(failure_text(row))}</pre></li>" for row in comparison.failures()
     )
     return _PAGE.format(
-        title=_text(f"{comparison.model}, {len(comparison.measured)} engines"),
+        title=_text(f"{comparison.model}, {len(comparison.passed)} engines"),
         model=_text(comparison.model),
         date=_text(comparison.date),
         table=_html_table(comparison, columns(comparison)),
         carried=_html_rows(("engine", *CARRIED), weighed(comparison)),
-        figure=figure_svg(plot_latency(comparison)) if comparison.measured else "",
+        figure=figure_svg(plot(comparison)) if comparison.passed else "",
         failures=f"<h2>Without a latency</h2><ul>{failures}</ul>" if failures else "",
         reading="".join(f"<li>{_text(line)}</li>" for line in explanations(comparison)),
         notes="".join(f"<li class=note>{_text(note)}</li>" for note in all_notes(comparison)),
@@ -301,6 +357,27 @@ def _align(column: Column) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value))
+
+
+def plot(comparison: Comparison) -> Figure:
+    """The figure of a comparison: latencies, or instructions where there is no time."""
+    return plot_latency(comparison) if comparison.timed else plot_instructions(comparison)
+
+
+def plot_instructions(comparison: Comparison, ax: Axes | None = None) -> Figure:
+    """Bars of the instructions of an inference: in the engine's own libraries, and the rest of the call."""
+    rows = [row for row in comparison.rows if row.instructions]
+    figure, ax = _axes(ax, len(rows))
+    names = [row.label for row in rows]
+    own = [row.instructions.engine["all"] / 1e6 for row in rows]
+    rest = [row.instructions.call["all"] / 1e6 - part for row, part in zip(rows, own, strict=True)]
+    ax.barh(names, own, label="the engine's own libraries")
+    ax.barh(names, rest, left=own, color="0.7", label="Python, NumPy, the system")
+    ax.invert_yaxis()
+    ax.set_xlabel("instructions of one inference, in millions (not a time)")
+    ax.set_title(f"{comparison.model} on {comparison.place}")
+    ax.legend()
+    return figure
 
 
 def plot_latency(comparison: Comparison, ax: Axes | None = None) -> Figure:

@@ -33,6 +33,7 @@ from deploylab import machine, models, parity, paths
 from deploylab.bench import client, ledger, subject
 from deploylab.bench.client import Worker
 from deploylab.bench.latency import Summary
+from deploylab.bench.place import HERE, Place
 from deploylab.bench.results import ColdStart, Comparison, Memory, Ratio, Row
 from deploylab.bench.subject import Subject
 from deploylab.engines import Artifact, Engine, hash_source
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int, str], None]
-Launch = Callable[[str, int], Sequence[str]]
 
 STEPS = {"fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7, "fp32": 2.0**-23}
 """Relative rounding step of a precision (for int8: one of 127 levels)."""
@@ -88,7 +88,7 @@ def compare(
     ledger_path: Path | str | None = None,
     record: bool = True,
     progress: Progress | None = None,
-    launch: Launch | None = None,
+    place: Place = HERE,
 ) -> Comparison:
     """Compare engines on one model.
 
@@ -98,9 +98,9 @@ def compare(
     colons between. ``image`` is a picture that becomes the first and the timed input. ``samples`` calls a row are timed
     in ``rounds`` rounds, for at most ``max_seconds`` a row; 662 are needed for a p99. No single request to a worker may
     last longer than ``timeout_s``.
-    ``progress(done, total, what)`` hears of every step. ``launch(engine, threads)`` gives another command that starts
-    a worker. ``memory`` and ``accuracy`` (on the frozen test split, where the model has one) can be left out to save
-    time. With ``record`` the rows go to the ledger.
+    ``progress(done, total, what)`` hears of every step. ``memory`` and ``accuracy`` (on the frozen test split, where
+    the model has one) can be left out to save time. With ``record`` the rows go to the ledger. Models are converted
+    here and run at ``place``; where times mean nothing, instructions are counted instead.
 
     An engine that fails, crashes or hangs keeps its row with the reason. A torch module whose class exists in this
     process only (written in a notebook) is also converted in this process.
@@ -109,8 +109,14 @@ def compare(
     reference.
     """
     effort = Effort(samples, rounds, max_seconds, timeout_s=timeout_s)
-    rows, notes = _plan(model, engines, threads, precision)
-    steps = _Steps(progress, total=1 + len({row.variant for row in rows}) + len(rows) * (1 + memory) + rounds)
+    rows, notes = _plan(model, engines, threads, precision, place)
+    steps = _Steps(
+        progress,
+        total=1
+        + len({row.variant for row in rows})
+        + len(rows) * (1 + memory)
+        + (rounds if place.timed else len(rows)),
+    )
     begin = time.perf_counter()
     with steps("preparing the model, its inputs and the float64 reference"):
         notes += _busy_before()
@@ -119,7 +125,7 @@ def compare(
             what = replace(what, test=None)
     converter = _Converter(what, Path(out_dir) if out_dir else paths.build() / "artifacts", timeout_s)
     artifacts = _convert_all(rows, converter, steps)
-    bench = _Bench(what, effort, launch or (lambda engine, threads: client.COMMAND), steps)
+    bench = _Bench(what, effort, place, steps)
     bench.run(rows, artifacts, memory)
     baselines = _set_ratios(rows)
     comparison = Comparison(
@@ -132,10 +138,12 @@ def compare(
         inputs=what.about_samples,
         input_shapes=[f"{array.dtype} {array.shape}" for array in what.samples[0]],
         reference_accuracy=what.test.accuracy if what.test else None,
-        machine=machine.describe(),
+        machine=place.describe(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - begin,
         notes=notes + _busy_during(rows),
+        place=place.name,
+        timed=place.timed,
     )
     if record:
         try:
@@ -146,7 +154,7 @@ def compare(
 
 
 def _plan(
-    model: Any, engines: Sequence[str] | None, threads: Sequence[int], precision: Sequence[str]
+    model: Any, engines: Sequence[str] | None, threads: Sequence[int], precision: Sequence[str], place: Place
 ) -> tuple[list[Row], list[str]]:
     """One row for each combination, the reference engine first, and notes on what is left out."""
     if isinstance(precision, str):
@@ -163,6 +171,10 @@ def _plan(
         left_out = [name for name in registry.names() if name not in taken]
         if left_out:
             notes.append(f"{', '.join(left_out)} left out: no conversion from {kind}")
+        elsewhere = [name for name in taken if name not in place.engines()]
+        if elsewhere:
+            notes.append(f"{', '.join(elsewhere)} left out: not on {place.name}")
+            chosen = [(name, {}) for name in taken if name not in elsewhere]
     cores = machine.usable_cores()
     if max(threads) > cores:
         notes.append(f"{max(threads)} threads on {cores} usable core(s): the engines' threads get in each other's way")
@@ -277,8 +289,8 @@ def _fail_all(rows: Sequence[Row], status: str, reason: str) -> None:
 class _Bench:
     """Takes workers through check, accuracy, warm-up, rounds and memory. One that fails ends its own row only."""
 
-    def __init__(self, what: Subject, effort: Effort, launch: Launch, steps: _Steps) -> None:
-        self.what, self.effort, self.launch, self.steps = what, effort, launch, steps
+    def __init__(self, what: Subject, effort: Effort, place: Place, steps: _Steps) -> None:
+        self.what, self.effort, self.place, self.steps = what, effort, place, steps
         self.starts: dict[str, list[ColdStart]] = {}
         self.accuracies: dict[str, float] = {}
         self.footprints: dict[str, Footprint] = {}
@@ -291,14 +303,20 @@ class _Bench:
                 with self.steps(f"checking {row.label} against the reference"):
                     if row.ok and (worker := self._guarded(row, self._prepare, row, processes)):
                         workers[row.label] = worker
-            self._measure({row.label: row for row in rows if row.label in workers}, workers)
+            if self.place.timed:
+                self._measure({row.label: row for row in rows if row.label in workers}, workers)
+        for row in rows if not self.place.timed else ():
+            with self.steps(f"counting the instructions of {row.label}"):
+                if row.ok:
+                    self._guarded(row, self._count, row)
         for row in rows if memory else ():
             with self.steps(f"memory of {row.label}"):
                 if row.ok:
                     self._guarded(row, self._watch_memory, row)
         for row in rows:
             row.footprint = self.footprints.get(row.engine)
-            row.cold_start = _median_start(self.starts.get(row.label, ()))
+            if self.place.timed:
+                row.cold_start = _median_start(self.starts.get(row.label, ()))
 
     def _guarded(self, row: Row, work: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -323,7 +341,7 @@ class _Bench:
                 worker.close()
                 return None
             worker.run(self._stacked(self.what.samples[:1]), self.effort.timeout_s)  # the input that is timed
-            if not worker.request("warm_up", self.effort.timeout_s)["stable"]:
+            if self.place.timed and not worker.request("warm_up", self.effort.timeout_s)["stable"]:
                 row.notes.append("the warm-up ended before the latency had settled")
             return worker
         except DeployLabError:
@@ -331,14 +349,14 @@ class _Bench:
             raise
 
     def _start(self, row: Row) -> Worker:
-        command = self.launch(row.engine, row.threads)
+        command = self.place.command(row.engine, row.threads)
         return Worker(row.engine, threads=row.threads, command=command, start_timeout_s=self.effort.timeout_s)
 
     def _load(self, row: Row, worker: Worker, after_import: Callable[[], None] = lambda: None) -> ColdStart:
         modules = list(registry.get(row.engine).modules)
         imports = worker.request("import", self.effort.timeout_s, modules=modules)["seconds"]
         after_import()
-        path = str(self.artifacts[row.variant].path)
+        path = self.place.locate(self.artifacts[row.variant])
         loaded = worker.request("load", self.effort.timeout_s, engine=row.engine, artifact=path, threads=row.threads)
         row.facts = loaded["facts"]
         row.notes = _surprises(row)
@@ -412,6 +430,9 @@ class _Bench:
                     row.notes.append(f"slow: {len(clocks[label])} of {self.effort.rounds} rounds took all its time")
                 cpu, wall = map(sum, zip(*clocks[label], strict=True))
                 row.cores_used = cpu / wall
+
+    def _count(self, row: Row) -> None:
+        row.instructions = self.place.count(self.artifacts[row.variant], self.what.samples[0])
 
     def _round(self, worker: Worker) -> dict[str, Any]:
         effort = self.effort

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,6 +44,19 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Instructions:
+    """Machine instructions of one inference in one thread, by kind; ``all`` is every one.
+
+    ``engine`` are those in the engine's own libraries, the same in every run; ``call`` those of the whole call from
+    Python. ``multiply_adds`` is how many multiply-accumulates the lanes of the engine's instructions do.
+    """
+
+    engine: Mapping[str, int]
+    call: Mapping[str, int]
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
 class Ratio:
     """How many times as fast as the baseline: the median over the rounds, the slowest and the fastest round."""
 
@@ -78,6 +91,7 @@ class Row:
     ratio: Ratio | None = None
     memory: Memory | None = None
     footprint: Footprint | None = None
+    instructions: Instructions | None = None
     cores_used: float | None = None
     round_p50: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +122,11 @@ class Row:
 
 @dataclass
 class Comparison:
-    """All rows, and what one must know to believe them. Times in milliseconds unless a name says seconds."""
+    """All rows, and what one must know to believe them. Times in milliseconds unless a name says seconds.
+
+    ``place`` names where the engines ran if that was not this machine. Where times mean nothing (an emulated board),
+    ``timed`` is False and no row has any.
+    """
 
     model: str
     source_hash: str
@@ -124,6 +142,8 @@ class Comparison:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     ledger_error: str = ""
+    place: str = ""
+    timed: bool = True
 
     def row(self, engine: str, threads: int | None = None, precision: str | None = None) -> Row:
         """The first row of this engine. Raises :class:`InputError` naming the rows there are."""
@@ -136,6 +156,11 @@ class Comparison:
     def measured(self) -> list[Row]:
         """The rows that passed parity and have a latency."""
         return [row for row in self.rows if row.latency is not None]
+
+    @property
+    def passed(self) -> list[Row]:
+        """The rows that ran, with the right output."""
+        return [row for row in self.rows if row.ok]
 
     @property
     def baseline_text(self) -> str:
@@ -162,6 +187,7 @@ class Comparison:
             "tolerance": asdict(self.tolerance),
             "inputs": self.inputs,
             "machine": self.machine,
+            "place": self.place,
         }
         for row in self.rows:
             yield {**shared, **asdict(row)}

@@ -1,0 +1,43 @@
+"""Where workers run: this machine, unless a subclass says otherwise (an emulated board, a board over SSH)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deploylab import engines, machine
+from deploylab.bench import client
+from deploylab.bench.results import Instructions
+from deploylab.engines import Artifact
+
+
+class Place:
+    """This machine. ``timed`` says whether times that are measured there mean anything."""
+
+    name = ""
+    timed = True
+
+    def engines(self) -> Sequence[str]:
+        """Names of the engines that may run there."""
+        return engines.names()
+
+    def command(self, engine: str, threads: int) -> Sequence[str]:
+        """The command that starts a worker there."""
+        return client.COMMAND
+
+    def locate(self, artifact: Artifact) -> str:
+        """The artifact's folder as a worker there sees it."""
+        return str(artifact.path)
+
+    def describe(self) -> dict[str, Any]:
+        """The machine, as :func:`deploylab.machine.describe` does. Raises a :class:`DeployLabError`."""
+        return machine.describe()
+
+    def count(self, artifact: Artifact, inputs: Sequence[np.ndarray]) -> Instructions | None:
+        """Instructions of one inference in one thread; None where they cannot be counted."""
+        return None
+
+
+HERE = Place()

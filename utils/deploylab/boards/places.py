@@ -1,0 +1,58 @@
+"""Boards as places to compare engines at: ``deploylab compare --on emulated:pi4``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deploylab import engines, packages, paths
+from deploylab.bench.place import Place
+from deploylab.bench.results import Instructions
+from deploylab.boards import emulator, instructions
+from deploylab.engines import Artifact
+from deploylab.errors import InputError
+
+
+class Emulated(Place):
+    """An emulated board. Its times mean nothing; its memory includes the emulator's."""
+
+    timed = False
+
+    def __init__(self, name: str) -> None:
+        self.board = emulator.find(name)
+        self.name = f"emulated {self.board.profile.title}"
+
+    def engines(self) -> Sequence[str]:
+        """Those whose packages ``hardware/requirements.txt`` brings to a board."""
+        text = (paths.root() / "hardware" / "requirements.txt").read_text(encoding="utf-8")
+        brought = {packages.plain(name) for name in re.findall(r"^([\w.-]+)==", text, re.MULTILINE)}
+        runtimes = {name: engines.get(name).runtime_packages for name in engines.names()}
+        return [name for name, needed in runtimes.items() if needed and brought >= set(map(packages.plain, needed))]
+
+    def command(self, engine: str, threads: int) -> Sequence[str]:
+        return self.board.python("-m", "deploylab.bench.worker")
+
+    def describe(self) -> dict[str, Any]:
+        program = "import json; from deploylab import machine; print(json.dumps(machine.describe()))"
+        return json.loads(emulator.run(self.board, "-c", program))
+
+    def count(self, artifact: Artifact, inputs: Sequence[np.ndarray]) -> Instructions:
+        found = instructions.count(self.board, artifact, *inputs)
+        kinds = instructions.KINDS
+        return Instructions(
+            engine={kind: found.of_engine(kind) for kind in kinds},
+            call={kind: found.total(kind) for kind in kinds},
+            multiply_adds=found.multiply_adds,
+        )
+
+
+def place(text: str) -> Place:
+    """The place that ``emulated:pi4`` names. Raises :class:`InputError` or :class:`BoardError`."""
+    kind, colon, name = text.partition(":")
+    if kind == "emulated" and colon:
+        return Emulated(name)
+    raise InputError(f"{text!r} is no place to run engines at; give emulated:NAME, see `deploylab boards list`")
