@@ -84,6 +84,14 @@ def test_another_largest_batch_can_be_asked_for(tmp_path):
         session(nets.pictures(4))
 
 
+def test_the_examples_own_batch_for_the_largest_fixes_it(tmp_path):
+    session = engine.load(engine.convert(nets.tiny(), nets.pictures(2), tmp_path, max_batch=2))
+    assert session.facts()["batch"] == session.facts()["max_batch"] == 2
+    assert session(nets.pictures(2)).shape == (2, 7)
+    with pytest.raises(InputError, match=r"expected shape \(2, 3, 32, 32\), got \(1, "):
+        session(nets.pictures(1))
+
+
 def test_options_that_make_no_sense_are_told(tmp_path):
     with pytest.raises(ConversionError, match=r"no delegate 'gpu' here; choose from xnnpack, none"):
         engine.convert(nets.tiny(), nets.pictures(), tmp_path, delegate="gpu")

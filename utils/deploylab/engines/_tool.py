@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -95,18 +96,19 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 class Heard:
-    """What native code printed inside :func:`listen`."""
+    """What was printed inside :func:`listen`."""
 
     text = ""
 
 
 @contextlib.contextmanager
 def listen() -> Iterator[Heard]:
-    """Catch what native code prints, on the level of file descriptors.
+    """Catch what native code prints, on the level of file descriptors and, as some bindings do, through Python.
 
-    ncnn and MNN report errors only by printing, and greet on stdout, which in a worker carries the protocol.
+    ncnn and MNN report errors only by printing, and greet on stdout, which in a worker carries the protocol. In a
+    notebook ``sys.stderr`` is no file: ExecuTorch, which prints through it, would be heard in the cell.
     """
-    heard = Heard()
+    heard, spoken = Heard(), io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a stream may be closed or missing
             stream.flush()
@@ -115,10 +117,11 @@ def listen() -> Iterator[Heard]:
         try:
             for number in saved:
                 os.dup2(sink.fileno(), number)
-            yield heard
+            with contextlib.redirect_stdout(spoken), contextlib.redirect_stderr(spoken):
+                yield heard
         finally:
             for number, copy in saved.items():
                 os.dup2(copy, number)
                 os.close(copy)
             sink.seek(0)
-            heard.text = sink.read().decode(errors="replace")
+            heard.text = sink.read().decode(errors="replace") + spoken.getvalue()

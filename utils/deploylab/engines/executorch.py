@@ -2,7 +2,7 @@
 
 Options of ``convert``: ``delegate="xnnpack"`` hands all that XNNPACK can take to it, ``"none"`` leaves everything to
 ExecuTorch's own kernels, written to be portable and to be right; ``max_batch`` is the most rows that memory is planned
-for, where the model takes any batch.
+for, where the model takes any batch. With the example's own batch for it, the batch is fixed; lowering is quicker then.
 
 Never import ``executorch.backends.qualcomm``: that downloads the vendor's SDK. The Python binding loads libtorch, so
 this engine needs torch to load; the C++ runtime that ships on a device does not. ``executorch.runtime`` would import
@@ -63,7 +63,7 @@ class ExecuTorch(Engine):
             raise ConversionError(f"max_batch={max_batch} is smaller than the example's batch of {len(example[0])}")
         inputs, outputs = _torch.specs(source, example)
         with _torch.inductor_cache(folder):
-            if inputs[0].shape[:1] == (None,):
+            if inputs[0].shape[:1] == (None,) and max_batch > len(example[0]):
                 try:
                     return _write(folder, inputs, outputs, source, example, delegate, max_batch)
                 except Exception as error:  # written for one batch size, or beyond what is lowered with a symbolic one
