@@ -75,6 +75,19 @@ def lines(series: Mapping[str, Iterable[float]], title: str, xlabel: str, ylabel
     return figure
 
 
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, xlabel: str, ylabel: str, **options: Any
+) -> Figure:
+    """Lines through points (x values, y values), one for each key. ``options`` go to the axes: ``yscale="log"``."""
+    with _drawn() as (figure, grid):
+        axes = grid.flat[0]
+        for name, (x, y) in series.items():
+            axes.plot(x, y, label=name)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **options)
+        axes.legend()
+    return figure
+
+
 def distribution(samples: np.ndarray, title: str, percentiles: Sequence[float] = (50, 90, 99)) -> Figure:
     """A histogram of latencies in milliseconds on a logarithmic axis, with their mean and percentiles."""
     with _drawn() as (figure, grid):
@@ -290,6 +303,7 @@ def presence(rows: Mapping[str, Sequence[bool]], columns: Sequence[str], title: 
                 axes.barh(place, 0.9, 0.8, left=column - 0.45, **fill)
         axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
         axes.set_xticks(range(len(columns)), columns)
+        axes.set_xlim(-0.55, len(columns) - 0.45)
         axes.xaxis.tick_top()
         axes.grid(False)
         axes.invert_yaxis()
