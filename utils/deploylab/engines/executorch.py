@@ -12,6 +12,7 @@ the whole exporter besides, so the binding below it is used.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import threading
@@ -269,12 +270,15 @@ def _said(heard: _tool.Heard) -> str:
     return f"It said last:\n{_tool.tail(heard.text)}"
 
 
+@functools.cache
 def binding() -> Any:
     """ExecuTorch's Python binding, a compiled module; torch is imported first because it links to libtorch."""
     import torch  # noqa: F401
 
-    with _tool.listen():  # it reports on the CPU
+    with _tool.listen():  # it reports on the CPU when it makes the thread pool
         from executorch.extension.pybindings import _portable_lib
+
+        _portable_lib._threadpool_get_thread_count()
     return _portable_lib
 
 
