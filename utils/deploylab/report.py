@@ -67,13 +67,16 @@ def columns(comparison: Comparison) -> list[Column]:
     return [column for column in shown if column.title not in without]
 
 
+_WHOSE_CODE = ("provider", "backend", "kernels", "delegate", "schedule", "cpu_capability")
+
+
 def really_ran(row: Row) -> str:
     """Threads, precision and provider as the engine reports them, and how many cores it kept busy."""
     if not row.facts:
         return NOTHING
     threads, facts = row.facts.get("threads", row.threads), row.facts
     parts = [f"{threads} thread{'s' if threads != 1 else ''}", str(facts.get("precision", row.precision))]
-    parts += [str(facts[key]) for key in ("provider", "backend", "cpu_capability") if key in facts][:1]
+    parts += [str(facts[key]).partition(":")[0] for key in _WHOSE_CODE if key in facts][:1]
     if row.cores_used is not None:
         parts.append(f"{row.cores_used:.1f} cores")
     return ", ".join(parts)
@@ -399,7 +402,7 @@ def plot_latency(comparison: Comparison, ax: Axes | None = None) -> Figure:
             ratio = f"  ({row.ratio.median:.1f}x)" if row.ratio and row.label not in base else ""
             farthest = max([row.latency.p50, *tails])
             ax.text(farthest, place, f"  {number(row.latency.p50)} ms{ratio}", va="center", fontsize=9)
-        ax.set_yticks(range(len(comparison.rows)), [row.label for row in comparison.rows])
+        ax.set_yticks(range(len(comparison.rows)), [_drawn_label(row) for row in comparison.rows])
         ax.set_ylim(len(comparison.rows) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.margins(x=0.25)
@@ -407,6 +410,12 @@ def plot_latency(comparison: Comparison, ax: Axes | None = None) -> Figure:
         ax.set_xlabel("latency of one inference in ms (bar: median; marks: p90, p99)")
         ax.set_title(f"{comparison.model}: latency of engines that passed parity")
     return figure
+
+
+def _drawn_label(row: Row) -> str:
+    """The label, and for a compiler whether it has searched for fast schedules: that decides its speed."""
+    schedule = str(row.facts.get("schedule", "")).partition(":")[0].partition(" ")[0]
+    return f"{row.label}, {schedule}" if schedule else row.label
 
 
 def plot_cold_start(comparison: Comparison, ax: Axes | None = None) -> Figure:
