@@ -256,6 +256,13 @@ def check(source: str, api: Api, everyday: Iterable[type] = ()) -> Findings:
     return _Checker(ast.parse(source), api, everyday).run()
 
 
+def _fields(kind: type) -> Iterable[str]:
+    """Names that ``dir`` of a class does not show: fields of dataclasses and of protobuf messages."""
+    if hasattr(kind, "DESCRIPTOR"):
+        return kind.DESCRIPTOR.fields_by_name
+    return getattr(kind, "__dataclass_fields__", ())
+
+
 class _Checker:
     def __init__(self, tree: ast.Module, api: Api, everyday: Iterable[type]) -> None:
         self.tree, self.api, self.findings = tree, api, Findings()
@@ -265,7 +272,7 @@ class _Checker:
         self.attributes: dict[tuple[str, str], Type] = {}  # of self, by class
         self.made: dict[str, bool] = {}  # own class -> whether code that this version reaches makes one
         common = {name for kind in (*EVERYDAY, *everyday) for name in dir(kind)}
-        fields = {name for kind in everyday for name in getattr(kind, "__dataclass_fields__", ())}
+        fields = {name for kind in everyday for name in _fields(kind)}
         own = {
             node.name
             for kind in self.own_classes.values()
