@@ -77,8 +77,8 @@ def without_names(data: bytes) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def kilobytes(data: bytes) -> dict[str, float]:
-    """How the size of a file adds up, in kB."""
+def megabytes(data: bytes) -> dict[str, float]:
+    """How the size of a file adds up, in MB."""
     parts = Counter()
     for tensor in read(data).tensors:
         quantised_sum = tensor.dtype == np.int32 and len(tensor.scales)
@@ -88,7 +88,7 @@ def kilobytes(data: bytes) -> dict[str, float]:
         parts["zero points"] += tensor.zero_points.nbytes
         parts["names"] += len(tensor.name)
     parts["the rest"] = len(data) - parts.total()
-    return {name: count / 1000 for name, count in parts.items()}
+    return {name: count / 1e6 for name, count in parts.items()}
 
 
 def _unpacked(data: bytes) -> schema.ModelT:

@@ -145,7 +145,7 @@ def test_a_file_is_read_as_it_is(tmp_path, monkeypatch):
     for precision, options in (("fp32", {}), ("int8", {"calibration": samples})):
         artifact = engines.get("litert").convert(net, x, tmp_path, precision, **options)
         data = artifact.file(".tflite").read_bytes()
-        graph, parts = tflite_file.read(data), tflite_file.kilobytes(data)
+        graph, parts = tflite_file.read(data), tflite_file.megabytes(data)
         layer = next(op for op in graph.operators if op.kind == "FULLY_CONNECTED")
         weight, values = layer.inputs[1], net[1].weight.detach().numpy()
         real = weight.values * weight.scales.reshape(-1, 1) if precision == "int8" else weight.values
@@ -153,8 +153,8 @@ def test_a_file_is_read_as_it_is(tmp_path, monkeypatch):
         assert graph.inputs[0].shape == x.shape
         assert graph.inputs[0].values is None
         assert graph.inputs[0].bytes == x.size * (1 if precision == "int8" else 4)
-        assert round(1000 * sum(parts.values())) == len(data)
+        assert round(1e6 * sum(parts.values())) == len(data)
         bare = tflite_file.without_names(data)
         assert len(bare) < len(data)
-        assert tflite_file.kilobytes(bare)["names"] == 0
+        assert tflite_file.megabytes(bare)["names"] == 0
         assert [op.kind for op in tflite_file.read(bare).operators] == [op.kind for op in graph.operators]
