@@ -288,7 +288,7 @@ def memory_plan(
         if limit is not None:
             name, size = limit
             axes.axhline(size / 1e3, color="black", linestyle="--", label=name)
-            axes.legend(loc="upper right")
+            axes.legend(loc="center right")
         axes.margins(x=0.01)
     return figure
 
