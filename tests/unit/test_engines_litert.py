@@ -132,6 +132,18 @@ def test_int8_wants_data(folder, calibration):
             convert(wrong)
 
 
+def test_a_file_of_calibration_data_is_the_same_as_its_arrays(made, folder, calibration, tmp_path):
+    first = made("int8")
+    np.savez(tmp_path / "data.npz", np.stack(calibration))
+    found = litert.find(nets.tiny(), nets.pictures(), folder, "int8", calibration=str(tmp_path / "data.npz"))
+    assert found == first
+    (tmp_path / "junk.npz").write_bytes(b"no archive")
+    np.save(tmp_path / "array.npy", calibration[0])
+    for name in ("junk.npz", "array.npy", "missing.npz"):
+        with pytest.raises(ConversionError, match=f"{name}: not an .npz file with calibration data"):
+            litert.convert(nets.tiny(), nets.pictures(), folder, "int8", calibration=tmp_path / name)
+
+
 def test_one_conversion_serves_all_variants(made, folder):
     made()
     made(kernels="reference")

@@ -232,6 +232,8 @@ class _Converter:
     def __call__(self, engine: Engine, precision: str, options: Mapping[str, Any]) -> Artifact:
         example = self.what.samples[0]
         wanted = self.what.source, example, self.out_dir, precision
+        if precision in engine.calibrated:
+            options = {"calibration": str(self._calibration()), **options}
         found = engine.find(*wanted, **options)
         if found is not None:
             return found
@@ -243,6 +245,15 @@ class _Converter:
             return Artifact.read(
                 worker.convert(engine.name, origin, example, place, precision, options, self.timeout_s)
             )
+
+    def _calibration(self) -> Path:
+        """A file with data that int8 learns from, which another process can read."""
+        path = self.out_dir.resolve() / f"calibration-{self.what.name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, *(np.stack(arrays) for arrays in zip(*self.what.calibration(), strict=True)))
+        temporary.replace(path)
+        return path
 
     def _origin(self) -> Mapping[str, str] | None:
         """Where another process finds the model. A torch module of the caller's is saved for that, if it can be."""

@@ -51,6 +51,15 @@ class Subject:
     test: Labelled | None = None
     origin: Mapping[str, str] | None = None
 
+    def calibration(self) -> tuple[Sample, ...]:
+        """Inputs to learn the ranges of int8 from: all sample photos for a model of the course, else the samples."""
+        if self.name not in models.names() or self.kind != "torch":
+            return self.samples
+        from deploylab.signs import dataset
+
+        preprocessor = models.info(self.name).preprocessor
+        return tuple((preprocessor(sample.path),) for sample in dataset.samples())
+
 
 def named(name: str, picture: Path | None = None) -> Subject:
     """A model of the course. ``picture`` becomes its first input."""

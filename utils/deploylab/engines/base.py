@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -235,6 +236,7 @@ class Engine(ABC):
     title: ClassVar[str]
     accepts: ClassVar[frozenset[str]]  # "torch", "onnx"
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    calibrated: ClassVar[tuple[str, ...]] = ()  # precisions that learn from data, the option ``calibration``
     distributions: ClassVar[tuple[str, ...]]  # names on the package index; the first gives the version
     runtime_packages: ClassVar[tuple[str, ...]] = ()  # names on the package index; what a board needs to load
     modules: ClassVar[tuple[str, ...]]  # what must be importable to load
@@ -270,10 +272,12 @@ class Engine(ABC):
 
         ``example`` holds one array per model input and fixes their dtypes and sizes. The work happens in a temporary
         folder that is renamed at the end, so a killed conversion leaves nothing half-done. ``options`` are the
-        engine's own; ``calibration``, for precisions that need to see data, holds samples like the example. Raises
+        engine's own. ``calibration``, for the precisions in ``calibrated``, holds samples like the example, or is the
+        path of an .npz file with an array for each input, the samples along a first axis more. Raises
         :class:`ConversionError` for anything the engine cannot do and :class:`EngineError` if it is not installed.
         """
         self._require_converter()
+        options = _with_data(options)
         source, source_hash, arrays, target = self._wanted(source, example, out_dir, precision, options)
         return _found(target) or self._convert_into(target, source, source_hash, arrays, precision, options)
 
@@ -290,7 +294,7 @@ class Engine(ABC):
         Raises what :meth:`convert` raises for a source, example or precision that the engine cannot take at all.
         """
         self.require()
-        return _found(self._wanted(source, example, out_dir, precision, options)[3])
+        return _found(self._wanted(source, example, out_dir, precision, _with_data(options))[3])
 
     def _wanted(
         self, source: Source, example: Any, out_dir: Path | str, precision: str, options: Mapping[str, Any]
@@ -536,6 +540,19 @@ def _checked_example(example: np.ndarray | Sequence[np.ndarray]) -> tuple[np.nda
             raise InputError(f"example input {position}: expected a NumPy array, got {type(array).__name__}")
         TensorSpec(str(position), array.shape, str(array.dtype)).check(array)
     return arrays
+
+
+def _with_data(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with a calibration that is a file's path replaced by what is in it."""
+    path = options.get("calibration")
+    if not isinstance(path, (str, os.PathLike)):
+        return dict(options)
+    try:
+        file = np.load(path)
+        arrays = [file[name] for name in file.files]
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:  # AttributeError: not .npz but .npy
+        raise ConversionError(f"{path}: not an .npz file with calibration data ({error})") from error
+    return {**options, "calibration": list(arrays[0] if len(arrays) == 1 else zip(*arrays, strict=False))}
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class LiteRT(Engine):
     title = "LiteRT"
     accepts = frozenset({"torch"})
     precisions = ("fp32", "int8")
+    calibrated = ("int8",)
     distributions = ("ai-edge-litert",)
     runtime_packages = ("ai-edge-litert",)
     modules = ("ai_edge_litert",)
