@@ -54,11 +54,13 @@ def save(path: Path, model: onnx.ModelProto, producer: str = "") -> None:
 @pytest.fixture(scope="module")
 def cuda(tmp_path_factory) -> Path:
     compiler = shutil.which("cc")
+    if sys.platform != "linux":
+        pytest.skip("TensorRT's bindings are looked at on Linux only")
     if compiler is None:
         pytest.skip("there is no C compiler, so no stand-in for the CUDA runtime can be made")
     library = tmp_path_factory.mktemp("cuda") / "libcudart_stand_in.so"
     source = HERE / "stand_in_cuda.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", library], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
     return library
 
 
@@ -83,6 +85,9 @@ def test_the_adapter_does_its_work_with_the_real_bindings(version, age, models, 
     assert len(report) == 10
 
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="CUDA is looked for on Linux only")
+
+
 class TestWhatIsMissing:
     def test_no_gpu_is_told_first(self, monkeypatch):
         monkeypatch.setattr(_cuda, "DEVICES", ("/dev/there-is-no-such-device",))
@@ -95,6 +100,7 @@ class TestWhatIsMissing:
         with pytest.raises(EngineError, match="CUDA cannot be used: this machine has no NVIDIA GPU"):
             _cuda.runtime.__wrapped__()
 
+    @on_linux
     def test_then_the_cuda_runtime(self, monkeypatch):
         monkeypatch.setattr(_cuda, "DEVICES", (os.devnull,))
         monkeypatch.setattr(_cuda, "LIBRARIES", ("libcudart_that_is_not_there.so",))
@@ -104,12 +110,14 @@ class TestWhatIsMissing:
         assert state.reason == "the CUDA runtime library is missing: libcudart_that_is_not_there.so"
         assert state.fix == "pip install tensorrt"
 
+    @on_linux
     def test_then_the_package(self, monkeypatch):
         monkeypatch.setattr(_cuda, "DEVICES", (os.devnull,))
         monkeypatch.setattr(_cuda, "library", lambda: None)
+        monkeypatch.setattr(tensorrt.TensorRT, "modules", ("tensorrt_that_is_not_there",))
         state = engines.get("tensorrt").available()
-        if not state.ok:  # else it is installed here
-            assert state.reason == "Python package missing: tensorrt"
+        assert not state.ok
+        assert state.reason == "Python package missing: tensorrt_that_is_not_there"
 
     def test_the_core_does_not_need_it(self):
         assert not engines.get("tensorrt").core
