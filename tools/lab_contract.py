@@ -319,14 +319,15 @@ def _missing_packages(extra: str) -> list[str]:
     from importlib import metadata
 
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
-    installed = {dist.metadata["Name"].lower().replace("_", "-") for dist in metadata.distributions()}
+    installed = {canonicalize_name(dist.metadata["Name"]) for dist in metadata.distributions()}
     wanted = (Requirement(text) for text in metadata.requires("deploylab") or ())
     return [
         need.name
         for need in wanted
         if need.marker and not need.marker.evaluate({"extra": ""}) and need.marker.evaluate({"extra": extra})
-        if need.name.lower().replace("_", "-") not in installed
+        if canonicalize_name(need.name) not in installed
     ]
 
 

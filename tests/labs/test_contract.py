@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -224,6 +225,15 @@ def test_the_contract_notices(fault, complaint):
 def test_a_readme_without_the_markers_is_an_error():
     with pytest.raises(ValueError, match="lacks the markers"):
         contract.with_table("# No table here", LABS)
+
+
+def test_a_package_is_found_however_its_name_is_written(monkeypatch):
+    """Names differ in case, and in dots, dashes and underscores between a requirement and what is installed."""
+    requirements = ["Backports_StrEnum; extra == 'mobile'", "NBVAL; extra == 'mobile'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: requirements)
+    names = [SimpleNamespace(metadata={"Name": name}) for name in ("backports.strenum", "nbval")]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: names)
+    assert contract.reasons_to_skip({"needs": ["mobile"]}) == []
 
 
 def test_a_missing_extra_is_a_reason_to_skip(monkeypatch):
