@@ -12,18 +12,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import engine_nets as nets
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 import tensorrt_api
 from deploylab import engines
 from deploylab.engines import _cuda, _tensorrt_operators, tensorrt
 from deploylab.engines.base import TensorSpec
 from deploylab.errors import ConversionError, EngineError
-from deploylab.models import onnx_export, onnx_precision
+from deploylab.models import onnx_precision
 
 HERE = Path(__file__).parent
 
@@ -32,18 +31,45 @@ HERE = Path(__file__).parent
 def models(tmp_path_factory) -> Path:
     """ONNX files, among them some that must be refused."""
     folder = tmp_path_factory.mktemp("models")
-    tiny = onnx_export.export_onnx(nets.tiny(), nets.pictures(), folder / "tiny.onnx")
-    onnx_precision.to_int8(tiny, folder / "tiny-int8.onnx", [nets.pictures(4)])
-    nets.two_inputs_onnx(folder / "two.onnx", 2)
+    tiny = write(folder / "tiny.onnx", TINY, conv=(12, 3, 3, 3), bias=(12,), dense=(12, 7))
+    samples = np.random.default_rng(1).standard_normal((4, 3, 32, 32), np.float32)
+    onnx_precision.to_int8(tiny, folder / "tiny-int8.onnx", [samples])
+    write(folder / "two.onnx", TWO, dense=(3, 7), table=(10, 5))
     save(folder / "refused.onnx", onnx.load(tiny), producer="refused by the parser")
     odd = onnx.load(tiny)
     odd.graph.node[0].domain, odd.graph.node[0].op_type = "com.example", "Odd"
     save(folder / "odd.onnx", odd)
     uneven = onnx.load(folder / "tiny-int8.onnx")
     zero = next(tensor for tensor in uneven.graph.initializer if "zero_point" in tensor.name)
-    zero.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(zero) + np.int8(3), zero.name))
+    zero.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(zero) + np.int8(3), zero.name))
     save(folder / "tiny-uneven.onnx", uneven)
     return folder
+
+
+TINY = """<ir_version: 8, opset_import: ["" : 17]>
+tiny (float[batch, 3, 32, 32] input) => (float[batch, 7] output) {
+  wide = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(input, conv, bias)
+  bent = Relu(wide)
+  mean = ReduceMean<axes = [2, 3], keepdims = 0>(bent)
+  output = MatMul(mean, dense)
+}"""
+TWO = """<ir_version: 8, opset_import: ["" : 17]>
+two (float[2, 3, 8, 8] picture, int64[2, 4] ids) => (float[2, 7] scores, float[2, 4, 5] rows) {
+  mean = ReduceMean<axes = [2, 3], keepdims = 0>(picture)
+  scores = MatMul(mean, dense)
+  rows = Gather(table, ids)
+}"""
+
+
+def write(path: Path, text: str, **weights: tuple[int, ...]) -> Path:
+    """The model of a text, with random weights of these shapes."""
+    model, rng = parser.parse_model(text), np.random.default_rng(0)
+    for name, shape in weights.items():
+        array = rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(np.prod(shape[1:])))
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
 
 
 def save(path: Path, model: onnx.ModelProto, producer: str = "") -> None:
@@ -96,7 +122,7 @@ class TestWhatIsMissing:
         assert "no NVIDIA GPU" in state.reason
         assert "Jetson" in state.fix
         with pytest.raises(EngineError, match=r"tensorrt: this machine has no NVIDIA GPU.*Try: "):
-            engines.get("tensorrt").convert(nets.tiny(), nets.pictures(), "nowhere")
+            engines.get("tensorrt").convert("model.onnx", np.zeros((1, 3), np.float32), "nowhere")
         with pytest.raises(EngineError, match="CUDA cannot be used: this machine has no NVIDIA GPU"):
             _cuda.runtime.__wrapped__()
 
