@@ -83,7 +83,7 @@ def megabytes(data: bytes) -> dict[str, float]:
     for tensor in read(data).tensors:
         quantised_sum = tensor.dtype == np.int32 and len(tensor.scales)
         values = 0 if tensor.values is None else tensor.values.nbytes
-        parts["biases of integers" if quantised_sum else "weights"] += values
+        parts["int32 biases" if quantised_sum else "weights"] += values
         parts["scales"] += tensor.scales.nbytes
         parts["zero points"] += tensor.zero_points.nbytes
         parts["names"] += len(tensor.name)
