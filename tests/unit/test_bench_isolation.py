@@ -140,15 +140,15 @@ def test_accuracy_is_left_out_where_it_would_take_too_long(quick, model, monkeyp
     samples = tuple((rng.random((1, 3, 16, 16), np.float32),) for _ in range(2))
     test = Labelled(rng.random((50, 1, 3, 16, 16), np.float32), np.zeros(50, int), 1.0)
     made = Subject("toy", model, "onnx", samples, "toy", parity.onnx_reference(model, samples), test)
-    monkeypatch.setattr(bench, "LONGEST_ACCURACY_S", 15.0)  # 50 calls of 0.4 s take longer
+    monkeypatch.setattr(bench, "LONGEST_ACCURACY_S", 12.0)  # 40 calls of 0.4 s take longer
     found = compare(
-        made, engines=["slow"], samples=3, rounds=1, max_seconds=1.0, memory=False, record=False, out_dir=model.parent
+        made, engines=["slow"], samples=3, rounds=1, max_seconds=0.5, memory=True, record=False, out_dir=model.parent
     )
     (row,) = found.rows
     assert row.ok
     assert row.accuracy is None
     assert "accuracy not judged, the engine is too slow" in row.verdict.text
-    assert any("50 calls" in note for note in row.notes)
+    assert any("accuracy left out: 40 more pictures at" in note for note in row.notes)
 
 
 def test_a_conversion_is_found_again_without_a_process(quick, monkeypatch):

@@ -52,6 +52,7 @@ LARGEST_TOLERANCE = 0.5
 LEAST_ACCURACY = 0.99
 """MLPerf Inference asks reduced precision for 99 % of the float32 accuracy (``inference_rules.adoc``)."""
 CHUNK = 200
+FIRST_CHUNK = 10  # tells how long the others will take
 LONGEST_ACCURACY_S = 60.0
 """Accuracy is left out, with a note, for an engine that would take longer over the test split."""
 _BASELINES = {"eager": 0, "onnxruntime": 1}
@@ -341,12 +342,10 @@ class _Bench:
         worker = processes.enter_context(self._start(row))
         try:
             start = self._load(row, worker)
-            begin = time.perf_counter()
             outputs, first_s = worker.run(self._stacked(self.what.samples), self.effort.timeout_s)
-            call_s = (time.perf_counter() - begin) / len(self.what.samples)
             self.starts[row.label] = [replace(start, first=first_s)]
             self._weigh(row, worker)
-            row.verdict = self._judge(row, worker, outputs, call_s)
+            row.verdict = self._judge(row, worker, outputs)
             if not row.verdict.ok:
                 row.fail("parity", row.verdict.text)
                 worker.close()
@@ -370,7 +369,7 @@ class _Bench:
         path = self.place.locate(self.artifacts[row.variant])
         loaded = worker.request("load", self.effort.timeout_s, engine=row.engine, artifact=path, threads=row.threads)
         row.facts = loaded["facts"]
-        row.notes = _surprises(row)
+        row.notes += [note for note in _surprises(row) if note not in row.notes]
         return ColdStart(worker.start_s, imports, loaded["seconds"], 0.0, 1)
 
     def _weigh(self, row: Row, worker: Worker) -> None:
@@ -386,7 +385,7 @@ class _Bench:
         else:
             self.footprints[row.engine] = Footprint(told["own"], told["dependencies"], told["in_use"])
 
-    def _judge(self, row: Row, worker: Worker, outputs: Sequence[np.ndarray], call_s: float) -> Verdict:
+    def _judge(self, row: Row, worker: Worker, outputs: Sequence[np.ndarray]) -> Verdict:
         joined = tuple(np.concatenate([np.atleast_1d(sample) for sample in output]) for output in outputs)
         exact = self.what.reference.outputs
         if row.precision == "fp32":
@@ -398,7 +397,7 @@ class _Bench:
             return replace(verdict, text=verdict.text + judged)
         if not np.isfinite(verdict.error):
             return verdict
-        row.accuracy = self._accuracy(row, worker, call_s)
+        row.accuracy = self._accuracy(row, worker)
         if row.accuracy is None:
             return replace(verdict, text=f"{verdict.text}; accuracy not judged, the engine is too slow for it")
         enough = LEAST_ACCURACY * self.what.test.accuracy
@@ -407,19 +406,24 @@ class _Bench:
             return replace(verdict, ok=False, text=f"{verdict.text}; {lost}")
         return verdict
 
-    def _accuracy(self, row: Row, worker: Worker, call_s: float) -> float | None:
+    def _accuracy(self, row: Row, worker: Worker) -> float | None:
         """Top-1 accuracy on the frozen test split, one picture at a time. The thread count does not change it.
 
-        None, with a note, where that would take too long at ``call_s`` seconds a call.
+        None, with a note, where that would take too long.
         """
-        test = self.what.test
-        if row.variant not in self.accuracies and call_s * len(test.labels) > LONGEST_ACCURACY_S:
-            row.notes.append(f"accuracy left out: {len(test.labels)} calls of {call_s:.2g} s would take too long")
-            return None
-        if row.variant not in self.accuracies:
-            chunks = [test.inputs[i : i + CHUNK] for i in range(0, len(test.labels), CHUNK)]
-            logits = np.concatenate([worker.run([chunk], self.effort.timeout_s)[0][0] for chunk in chunks])
-            self.accuracies[row.variant] = float((logits.reshape(len(test.labels), -1).argmax(1) == test.labels).mean())
+        if row.variant in self.accuracies:
+            return self.accuracies[row.variant]
+        test, guesses = self.what.test, []
+        for chunk in np.split(test.inputs, range(FIRST_CHUNK, len(test.inputs), CHUNK)):
+            begin = time.perf_counter()
+            logits = worker.run([chunk], self.effort.timeout_s)[0][0]
+            guesses.append(logits.reshape(len(chunk), -1).argmax(1))
+            call_s = (time.perf_counter() - begin) / len(chunk)
+            left = len(test.labels) - sum(map(len, guesses))
+            if call_s * left > LONGEST_ACCURACY_S:
+                row.notes.append(f"accuracy left out: {left} more pictures at {call_s:.2g} s each would take too long")
+                return None
+        self.accuracies[row.variant] = float((np.concatenate(guesses) == test.labels).mean())
         return self.accuracies[row.variant]
 
     def _measure(self, rows: Mapping[str, Row], workers: Mapping[str, Worker]) -> None:
