@@ -1,5 +1,8 @@
 """What is LiteRT's own: kernels and delegates, integers, files that take one batch only, converters that talk."""
 
+import contextlib
+import logging
+import os
 import shutil
 from importlib.util import find_spec
 
@@ -206,6 +209,27 @@ def test_converter_and_runtime_keep_quiet(tmp_path, capfd, calibration):
     litert.load(litert.convert(net, nets.pictures(), tmp_path))(nets.pictures(2))
     litert.load(litert.convert(net, nets.pictures(), tmp_path, "int8", calibration=calibration))(nets.pictures(2))
     assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_leaves_the_settings_as_they_were(monkeypatch):
+    from deploylab.engines.litert import quiet
+
+    name = "LITERT_TORCH_SHOW_PROGRESS"
+    for before in (None, "y"):
+        if before is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, before)
+        level = logging.root.manager.disable
+        with contextlib.suppress(KeyError), quiet() as heard:
+            import litert_torch
+
+            assert not litert_torch.config.show_progress
+            os.write(2, b"native words")
+            raise KeyError
+        assert heard.text.endswith("native words")
+        assert os.environ.get(name) == before
+        assert logging.root.manager.disable == level
 
 
 def test_compare_hands_the_photos_over_as_calibration_data(tmp_path):

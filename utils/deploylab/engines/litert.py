@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 import warnings
 from collections import Counter
@@ -35,6 +36,7 @@ KERNELS = {
 LiteRT's own optimised kernels elsewhere; these alone; or the plain kernels that define what is right."""
 
 _DELEGATE = "DELEGATE"
+_PROGRESS = "LITERT_TORCH_SHOW_PROGRESS"
 _BATCHES = (2, 3)
 _ROUNDING = 1e-4
 """Of the largest output: how far a row may move with the size of its batch. A row that is wrong moves by far more."""
@@ -55,10 +57,16 @@ def quiet() -> Iterator[_tool.Heard]:
     ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
+        progress = os.environ.get(_PROGRESS)
+        os.environ[_PROGRESS] = "n"  # in a notebook it is no text but a display, which nothing here would catch
         try:
             yield heard
         finally:
             logging.disable(level)
+            if progress is None:
+                del os.environ[_PROGRESS]
+            else:
+                os.environ[_PROGRESS] = progress
 
 
 class LiteRT(Engine):
@@ -137,7 +145,6 @@ def _tflite(module: torch.nn.Module, example: tuple[np.ndarray, ...], dynamic: b
     import litert_torch
     import torch
 
-    litert_torch.config.show_progress = False
     tensors = tuple(torch.from_numpy(array.copy()) for array in example)
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} for _ in tensors) if dynamic else None
