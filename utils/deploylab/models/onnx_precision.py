@@ -45,8 +45,9 @@ def to_int8(path: Path | str, target: Path | str, batches: Iterable[np.ndarray])
 
     Symmetric int8 as TensorRT demands: every zero point is 0, weights have one scale a channel, biases stay float32.
     The inputs of these operators are quantised and not their outputs, so that an activation behind one can be fused
-    into it (TensorRT's documentation, "Explicit Quantization", where to place the nodes). ``batches`` are inputs in the model's own form; the range of each tensor over them gives its scale. One-input models
-    only. Raises :class:`ConversionError` for a model that cannot be quantised and for no batch at all.
+    into it (TensorRT's documentation, "Explicit Quantization", where to place the nodes). ``batches`` are inputs in the
+    model's own form; the range of each tensor over them gives its scale. One-input models only. Raises
+    :class:`ConversionError` for a model that cannot be quantised and for no batch at all.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
