@@ -76,14 +76,6 @@ def test_as_many_rows_as_memory_was_planned_for(artifact, request):
     assert session(nets.pictures(2)).shape == (2, 7)
 
 
-def test_another_largest_batch_can_be_asked_for(tmp_path):
-    artifact = engine.convert(nets.tiny(), nets.pictures(), tmp_path, max_batch=3)
-    session = engine.load(artifact)
-    assert session(nets.pictures(3)).shape == (3, 7)
-    with pytest.raises(InputError, match="more than the 3 rows"):
-        session(nets.pictures(4))
-
-
 def test_the_examples_own_batch_for_the_largest_fixes_it(tmp_path):
     session = engine.load(engine.convert(nets.tiny(), nets.pictures(2), tmp_path, max_batch=2))
     assert session.facts()["batch"] == session.facts()["max_batch"] == 2
@@ -149,7 +141,9 @@ def test_several_inputs_and_outputs(tmp_path):
         net = Several().eval()
     rng = np.random.default_rng(0)
     given = rng.standard_normal((2, 6), np.float32), rng.integers(0, 10, (2, 4))
-    session = engine.load(engine.convert(net, given, tmp_path))
+    session = engine.load(engine.convert(net, given, tmp_path, max_batch=5))
+    with pytest.raises(InputError, match="a batch of 6 is more than the 5 rows"):
+        session(np.zeros((6, 6), np.float32), np.zeros((6, 4), np.int64))
     assert [spec.dtype for spec in session.inputs] == ["float32", "int64"]
     for rows in (1, 2, 5):
         x, ids = rng.standard_normal((rows, 6), np.float32), rng.integers(0, 10, (rows, 4))
@@ -172,6 +166,12 @@ def test_what_has_no_kernel_is_refused_with_its_name(tmp_path):
     with pytest.raises(ConversionError, match="svd"):
         engine.convert(Spectral().eval(), np.ones((2, 3, 3), np.float32), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_that_refuses_is_quoted(tmp_path):
+    """The portable convolution has no third dimension, which it says when it runs."""
+    with pytest.raises(ConversionError, match=r"a program that it cannot run(.|\n)*said last:\n +\[.*convolution"):
+        engine.convert(nn.Conv3d(1, 1, 2).eval(), np.ones((1, 1, 3, 3, 3), np.float32), tmp_path)
 
 
 def test_junk_in_place_of_a_program_is_told(tiny, tmp_path):

@@ -146,12 +146,15 @@ def _try_out(path: Path, example: Sequence[np.ndarray], outputs: list[TensorSpec
     batches = [tuple(example)]
     if max_batch is not None and 2 * len(example[0]) <= max_batch:
         batches.append(tuple(np.concatenate([array, array]) for array in example))
+    failure = None
     with _tool.listen() as heard:
         try:
             method = _method(path)
             found = [[tuple(t.shape) for t in method.call([torch.tensor(a) for a in batch])] for batch in batches]
         except RuntimeError as error:
-            raise ConversionError(f"ExecuTorch wrote a program that it cannot run: {error}\n{_said(heard)}") from error
+            failure = error
+    if failure is not None:
+        raise ConversionError(f"ExecuTorch wrote a program that it cannot run: {failure}\n{_said(heard)}") from failure
     for batch, shapes in zip(batches, found, strict=True):
         fit = [spec.fits_shape(shape) for spec, shape in zip(outputs, shapes, strict=False)]
         if len(shapes) != len(outputs) or not all(fit):
