@@ -111,3 +111,12 @@ def test_warm_up_that_never_settles_is_bounded_and_says_so():
     result = latency.warm_up(lambda: time.sleep(0.001 * 1.5 ** next(wait)), window_seconds=0, max_seconds=0.3)
     assert not result.stable
     assert result.calls >= 1
+
+
+def test_a_warm_up_collects_garbage_once_and_leaves_the_collector_on(monkeypatch):
+    collections = []
+    monkeypatch.setattr(latency.gc, "collect", lambda: collections.append(latency.gc.isenabled()))
+    warmed = latency.warm_up(lambda: None, window_seconds=0.0, max_calls=30, agreement=-1.0)
+    assert warmed.calls == 30
+    assert collections == [True]
+    assert latency.gc.isenabled()

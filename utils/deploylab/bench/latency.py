@@ -139,17 +139,18 @@ def warm_up(
     A window lasts at least ``window_seconds`` and ``window_calls`` calls; the whole ends after ``max_seconds`` or
     ``max_calls`` at the latest. The stopping rule is the one of Triton's perf_analyzer.
     """
-    start = time.perf_counter()
     medians: list[float] = []
     calls = 0
-    while calls < max_calls and time.perf_counter() - start < max_seconds:
-        window = measure(
-            call, samples=window_calls, min_seconds=window_seconds, max_seconds=max_seconds, max_samples=max_calls
-        )
-        calls += len(window)
-        medians.append(float(np.median(window)))
-        if len(medians) >= 3 and max(medians[-3:]) <= (1 + agreement) * min(medians[-3:]):
-            return WarmUp(calls, time.perf_counter() - start, True)
+    with _garbage_collector_off():
+        start = time.perf_counter()
+        while calls < max_calls and time.perf_counter() - start < max_seconds:
+            window = measure(
+                call, samples=window_calls, min_seconds=window_seconds, max_seconds=max_seconds, max_samples=max_calls
+            )
+            calls += len(window)
+            medians.append(float(np.median(window)))
+            if len(medians) >= 3 and max(medians[-3:]) <= (1 + agreement) * min(medians[-3:]):
+                return WarmUp(calls, time.perf_counter() - start, True)
     return WarmUp(calls, time.perf_counter() - start, False)
 
 
@@ -185,14 +186,15 @@ def measure(
 
 @contextmanager
 def _garbage_collector_off() -> Iterator[None]:
-    was_on = gc.isenabled()
+    if not gc.isenabled():  # within another; a collection takes tenths of a second where torch is loaded
+        yield
+        return
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
-            gc.enable()
+        gc.enable()
 
 
 def _percentile(times: np.ndarray, percentile: float) -> float | None:
