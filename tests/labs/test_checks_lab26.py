@@ -32,7 +32,7 @@ WRONG_BLOCKED = [
     (lambda s, r, c: order(s, r, c, swap=True), "the other way round"),
     (lambda s, r, c: order(s, r, c, reorder=False, vector=False), "reorder"),
     (lambda s, r, c: order(s, r, c, vector=False), "not vectorised"),
-    (lambda s, r, c: order(s, 2 * r, c), "should run"),
+    (lambda s, r, c: order(s, r, 2 * c), "should run"),
 ]
 
 

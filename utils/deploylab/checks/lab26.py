@@ -115,7 +115,7 @@ def pays_after(attempt: Callable) -> None:
         expect(
             got == want,
             f"{text}: {want} inferences save as much time as the tuning took, you say {got}."
-            + (" Half an inference saves nothing: round up." if abs(got - want) < 1 else ""),
+            + (" Half an inference saves nothing: round up." if abs(got - want) <= 1 else ""),
         )
     for before, after in ((2.0, 2.0), (1.0, 3.0)):
         answer: Any = _never(attempt, before, after)
