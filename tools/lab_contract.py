@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import json
+import platform
 import re
 import socket
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +28,7 @@ README = ROOT / "README.md"
 
 METADATA = {"title": str, "minutes": int, "needs": list, "hardware": list, "objectives": list, "after": list}
 EXTRAS = {"mobile", "compilers", "serving", "quantize"}
-HARDWARE = {"nvidia-gpu", "jetson", "raspberry-pi", "camera"}
+HARDWARE = {"nvidia-gpu", "jetson", "raspberry-pi", "camera", "linux-x86-64"}
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 ENGINES_WITH_TELEMETRY = {"onnxruntime", "openvino", "MNN", "_tools"}
 
@@ -339,6 +341,7 @@ def _hardware_is_there(name: str) -> bool:
         "jetson": "jetson" in board or Path("/etc/nv_tegra_release").exists(),
         "raspberry-pi": "raspberry" in board,
         "camera": Path("/dev/video0").exists(),
+        "linux-x86-64": sys.platform == "linux" and platform.machine() == "x86_64",
     }[name]
 
 
