@@ -192,7 +192,8 @@ class Session(ABC):
 
         Always ``engine``, ``version`` (of the package loaded now), ``threads``, ``precision`` (of the arithmetic, not
         of the file), ``batch`` (``"dynamic"`` or a number), ``gil`` (``"released"``, ``"held"`` or ``"unknown"``) and
-        ``affinity`` (whether the process may still use the cores it had before loading); then what the engine adds.
+        ``affinity`` (whether the process may still use the cores it had before loading); then what the engine adds. A
+        ``note`` is what a reader of a table must know besides.
         """
         batch = self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else None
         return {

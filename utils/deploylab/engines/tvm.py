@@ -224,8 +224,8 @@ class _TvmSession(Session):
     def _load(self, folder: Path) -> tuple[Any, dict[str, Any]]:
         """The function ``main`` of a compiled model, and what it was built for."""
         library = self._tvm.runtime.load_module(str(folder / LIBRARY))
-        machine = self._tvm.runtime.vm.VirtualMachine(library, self._tvm.cpu())
-        return machine["main"], json.loads((folder / BUILT_FOR).read_text(encoding="utf-8"))
+        virtual = self._tvm.runtime.vm.VirtualMachine(library, self._tvm.cpu())
+        return virtual["main"], json.loads((folder / BUILT_FOR).read_text(encoding="utf-8"))
 
     def _run(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         with self._lock:
@@ -247,16 +247,22 @@ class _TvmSession(Session):
     def _facts(self) -> dict[str, Any]:
         _use_threads(self._tvm, self.threads)
         built = self._loaded[-1][1]
-        tuned = f"tuned for {self._tuned_shapes}: {built['tuned_programs']} of {built['tensor_programs']} programs"
         return {
             "version": self._tvm.__version__,
             "threads": self._tvm.get_global_func("runtime.NumThreads")(),
             "target": built["target"],
-            "schedule": tuned if self._tuned_shapes else "untuned: by rule, nothing measured",
             "tensor_programs": built["tensor_programs"],
+            **self._schedule(built),
             "layout": "NCHW",
             "gil": "released",
         }
+
+    def _schedule(self, built: Mapping[str, Any]) -> dict[str, str]:
+        if self._tuned_shapes is None:
+            note = "untuned: its schedules follow a rule; engines.get('tvm').tune(...) searches better ones"
+            return {"schedule": "untuned: by rule, nothing measured", "note": note}
+        shapes = ", ".join(map(str, self._tuned_shapes))
+        return {"schedule": f"tuned for {shapes}: {built['tuned_programs']} of {built['tensor_programs']} programs"}
 
     def close(self) -> None:
         self._loaded, self._fed = [], []
