@@ -498,6 +498,8 @@ def _surprises(row: Row) -> list[str]:
         found.append(f"asked for {row.threads} thread(s), it runs {threads}")
     if affinity != "unchanged":
         found.append(f"loading it changed the cores this process may use: {affinity}")
+    if row.facts.get("note"):
+        found.append(row.facts["note"])
     return found
 
 
