@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,12 +68,14 @@ def compare(
     memory: Annotated[bool, typer.Option(help="Also measure memory, in processes of its own.")] = True,
     accuracy: Annotated[bool, typer.Option(help="Also measure accuracy, where the model has a test split.")] = True,
     on: Annotated[
-        str, typer.Option(help="Run elsewhere: emulated:pi4, see `deploylab boards list`. Counts instructions.")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="Run on a board: ssh:pi@host, or emulated:pi4, which counts instructions. Repeatable."),
+    ] = None,
 ) -> None:
     """Run a model through the engines: parity first, then latency, cold start, memory. Rows go to the ledger.
 
-    Exit code 1 if an engine gave a wrong output, crashed or hung, or if one that was named could not run.
+    Exit code 1 if an engine gave a wrong output, crashed or hung, if one that was named could not run, or if a board
+    was not reached or lost.
     """
     with _clear_errors():
         options: dict[str, Any] = {
@@ -89,18 +92,47 @@ def compare(
             "accuracy": accuracy,
         }
         _require_files(model, image)
-        from deploylab.bench.compare import compare as run
+        files = (json_file, html_file, png_file, markdown_file)
+        results = []
+        wrong = False
+        for where in on or [""]:
+            try:
+                result = _compare_at(where, model, options)
+            except DeployLabError as error:
+                if len(on or ()) < 2:
+                    raise
+                typer.echo(f"error: {where}: {error}", err=True)  # the other boards need not suffer
+                wrong = True
+                continue
+            results.append(result)
+            _show(result)
+            wrong |= _write_files(result, *(_name_for(file, where if len(on or ()) > 1 else "") for file in files))
+        if len(results) > 1:
+            _show_side_by_side(results)
+    statuses = ("parity", "crashed", "lost", *(("failed", "unavailable") if engines else ()))
+    failed = any(result.failures(*statuses) or not result.passed for result in results)
+    raise typer.Exit(1 if wrong or failed else 0)
 
-        if on:
+
+def _compare_at(where: str, model: str, options: dict[str, Any]) -> Comparison:
+    """Compare on the board that ``where`` names, here if it is empty."""
+    from deploylab.bench.compare import compare as run
+
+    with ExitStack() as open_places:
+        if where:
             from deploylab.boards import places
 
-            options["place"] = places.place(on)
+            place = places.place(where, progress=lambda step: typer.echo(f"{where}: {step}", err=True))
+            options = {**options, "place": open_places.enter_context(place)}
         with _progress() as progress:
-            result = run(model, progress=progress, **options)
-        _show(result)
-        wrong = _write_files(result, json_file, html_file, png_file, markdown_file)
-    statuses = ("parity", "crashed", *(("failed", "unavailable") if engines else ()))
-    raise typer.Exit(1 if wrong or result.failures(*statuses) or not result.passed else 0)
+            return run(model, progress=progress, **options)
+
+
+def _name_for(path: Path | None, where: str) -> Path | None:
+    """``report.json`` as ``report-ssh-pi@host.json`` where every board of several gets a file of its own."""
+    if path is None or not where:
+        return path
+    return path.with_name(f"{path.stem}-{re.sub(r'[^A-Za-z0-9@.]+', '-', where)}{path.suffix}")
 
 
 @app.command(context_settings=_FORWARD)
@@ -123,7 +155,7 @@ def load(context: typer.Context) -> None:
 
 @app.command(context_settings=_FORWARD)
 def boards(context: typer.Context) -> None:
-    """Raspberry Pi and Jetson CPUs, emulated: make them, run programs on them."""
+    """Raspberry Pi and Jetson: emulated ones to make and run programs on, and what any of them is."""
     with _clear_errors():
         importlib.import_module("deploylab.boards.boards_cli").app(args=context.args, prog_name=context.command_path)
 
@@ -214,6 +246,14 @@ def _show(result: Comparison) -> None:
     report.print_comparison(result, Console(width=None if sys.stdout.isatty() else 160))
     if not result.ledger_error:
         typer.echo(f"{len(result.rows)} row(s) added to the ledger in {result.seconds:.0f} s", err=True)
+
+
+def _show_side_by_side(results: list[Comparison]) -> None:
+    from rich.console import Console
+
+    from deploylab import report
+
+    report.print_side_by_side(results, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def _write_files(

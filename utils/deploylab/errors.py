@@ -44,6 +44,10 @@ class BoardError(DeployLabError):
     """A board, emulated or real, cannot be made, reached or used."""
 
 
+class BoardLost(BoardError):
+    """The connection to a board broke. What was measured before stays."""
+
+
 class ParityError(DeployLabError):
     """An engine's output departs from the reference by more than the tolerance."""
 

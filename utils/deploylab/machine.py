@@ -96,6 +96,14 @@ def governor() -> str | None:
     return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None
 
 
+def load() -> float | None:
+    """How many processes want to run, averaged over the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        return None
+
+
 def describe() -> dict[str, Any]:
     """Everything above in one dictionary, with ``id``: a short hash that is equal for equal machines and systems."""
     facts: dict[str, Any] = {

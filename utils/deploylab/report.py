@@ -142,6 +142,25 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(f"note: {note}", markup=False, highlight=False, style="yellow")
 
 
+def print_side_by_side(comparisons: Sequence[Comparison], console: Console | None = None) -> None:
+    """Print one table of several boards: the median latency of every row, instructions where there is no time."""
+    from rich.console import Console
+
+    console = console or Console()
+    labels = dict.fromkeys(row.label for comparison in comparisons for row in comparison.rows)
+    cells = [(label, *(_cell(comparison, label) for comparison in comparisons)) for label in labels]
+    names = ("engine", *(comparison.place or "this machine" for comparison in comparisons))
+    console.print(_table_of(names, cells, f"{comparisons[0].model}: p50 in ms, or instructions of an emulated board"))
+
+
+def _cell(comparison: Comparison, label: str) -> str:
+    row = next((row for row in comparison.rows if row.label == label), None)
+    if row is None:
+        return NOTHING
+    shown = number(row.latency.p50) if row.latency else millions(row.instructions and row.instructions.engine["all"])
+    return shown if row.ok else f"{shown} ({_short_failure(row)})"
+
+
 def heading(comparison: Comparison) -> str:
     """What the table is about."""
     about = "latency after parity" if comparison.timed else "parity, memory and instructions; no board time"
@@ -210,7 +229,26 @@ def explanations(comparison: Comparison) -> list[str]:
     features = ", ".join(machine.get("features", [])) or "unknown"
     cores = machine.get("usable_cores")
     lines.append(f"machine: {machine.get('board') or machine.get('cpu')}, {cores} usable core(s), {features}")
+    if told := readings(machine.get("sensors", {})):
+        lines.append(f"board, before and after: {told}")
     return lines
+
+
+def readings(sensors: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a board's sensors said before and after, in a line: ``governor ondemand; cpu 41.2 -> 63.0 °C``."""
+    before, after = sensors.get("before", {}), sensors.get("after", {})
+    parts = [
+        f"{what} {before[key]}"
+        for key, what in (("governor", "governor"), ("power_mode", "power mode"))
+        if key in before
+    ]
+    for name, celsius in before.get("celsius", {}).items():
+        later = after.get("celsius", {}).get(name)
+        parts.append(f"{name} {celsius:.1f}" + (f" -> {later:.1f} °C" if later is not None else " °C"))
+    for when, state in (("before", before), ("after", after)):
+        if held_back := state.get("throttling", {}).get("now"):
+            parts.append(f"{when}: {', '.join(held_back)}")
+    return "; ".join(parts)
 
 
 def all_notes(comparison: Comparison) -> list[str]:

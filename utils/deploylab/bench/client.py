@@ -25,15 +25,20 @@ COMMAND = (sys.executable, "-m", "deploylab.bench.worker")
 LONGEST_LINE = 1 << 28
 GRACE_S = 2.0
 LATER_S = 60.0
+_SIGNALLED = 128
+"""A shell, such as that of a board, tells a signal by adding this to its number."""
+
+
+def pinned(threads: int) -> dict[str, str]:
+    """What a worker must find in its environment before an engine is imported."""
+    counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
+    # TVM would pin this process, and all it starts, to one core.
+    return {**dict.fromkeys(counts, str(threads)), "TVM_BIND_THREADS": "0", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What a worker must find in its environment before an engine is imported."""
-    pinned = {
-        name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")
-    }
-    # TVM would pin this process, and all it starts, to one core.
-    return {**os.environ, **pinned, "TVM_BIND_THREADS": "0", "ORT_DISABLE_TELEMETRY": "1", "PYTHONIOENCODING": "utf-8"}
+    """The environment of a worker on this machine."""
+    return {**os.environ, **pinned(threads), "PYTHONIOENCODING": "utf-8"}
 
 
 class Worker:
@@ -222,6 +227,9 @@ def _ending(code: int | None) -> str:
             return f"crashed with {signal.Signals(-code).name} (signal {-code})"
         except ValueError:
             return f"crashed with signal {-code}"
+    if code > _SIGNALLED:
+        with contextlib.suppress(ValueError):
+            return f"crashed with {signal.Signals(code - _SIGNALLED).name} (exit code {code})"
     return f"ended with exit code {code}"
 
 

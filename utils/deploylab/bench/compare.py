@@ -29,16 +29,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploylab import engines as registry
-from deploylab import machine, models, parity, paths
+from deploylab import models, parity, paths
 from deploylab.bench import client, ledger, subject
 from deploylab.bench.client import Worker
 from deploylab.bench.latency import Summary
 from deploylab.bench.place import HERE, Place
-from deploylab.bench.results import ColdStart, Comparison, Memory, Ratio, Row
+from deploylab.bench.results import LOST, ColdStart, Comparison, Memory, Ratio, Row
 from deploylab.bench.subject import Subject
 from deploylab.engines import Artifact, Engine, hash_source
 from deploylab.engines.footprint import Footprint
-from deploylab.errors import DeployLabError, InputError, WorkerDied, WorkerError
+from deploylab.errors import BoardLost, DeployLabError, InputError, WorkerDied, WorkerError
 from deploylab.parity import Verdict
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def compare(
     )
     begin = time.perf_counter()
     with steps("preparing the model, its inputs and the float64 reference"):
-        notes += _busy_before()
+        notes += _busy_before(place)
         what = _subject(model, Path(image) if image is not None else None, example, shapes)
         if not accuracy:
             what = replace(what, test=None)
@@ -142,7 +142,7 @@ def compare(
         machine=place.describe(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - begin,
-        notes=notes + _busy_during(rows),
+        notes=[*notes, *place.notes(), *_busy_during(rows)],
         place=place.name,
         timed=place.timed,
     )
@@ -176,7 +176,7 @@ def _plan(
         if elsewhere:
             notes.append(f"{', '.join(elsewhere)} left out: not on {place.name}")
             chosen = [(name, {}) for name in taken if name not in elsewhere]
-    cores = machine.usable_cores()
+    cores = place.cores()
     if max(threads) > cores:
         notes.append(f"{max(threads)} threads on {cores} usable core(s): the engines' threads get in each other's way")
     order = [(t, p) for t in dict.fromkeys(threads) for p in dict.fromkeys(precision)]
@@ -290,6 +290,8 @@ def _convert_all(rows: Sequence[Row], converter: _Converter, steps: _Steps) -> d
 
 
 def _status(error: DeployLabError) -> str:
+    if isinstance(error, BoardLost):
+        return LOST
     return "crashed" if isinstance(error, WorkerDied) else "failed"
 
 
@@ -334,6 +336,7 @@ class _Bench:
         try:
             return work(*arguments)
         except DeployLabError as error:
+            error = self.place.explain(error)
             row.fail(_status(error), str(error))
             return None
 
@@ -439,12 +442,18 @@ class _Bench:
                         clocks[label].append((answer["cpu_seconds"], answer["wall_seconds"]))
                         row.round_p50.append(statistics.median(answer["samples"]))
         for label, row in rows.items():
-            if row.ok:
+            if row.ok or (row.status == LOST and samples[label]):
                 row.latency = Summary.of(samples[label])
-                if len(clocks[label]) < self.effort.rounds:
-                    row.notes.append(f"slow: {len(clocks[label])} of {self.effort.rounds} rounds took all its time")
                 cpu, wall = map(sum, zip(*clocks[label], strict=True))
                 row.cores_used = cpu / wall
+                self._remark_on_rounds(row, len(clocks[label]))
+
+    def _remark_on_rounds(self, row: Row, rounds: int) -> None:
+        share = f"{rounds} of {self.effort.rounds} rounds"
+        if row.status == LOST:
+            row.notes.append(f"a part of the measurement: the connection was lost after {share}")
+        elif rounds < self.effort.rounds:
+            row.notes.append(f"slow: {share} took all its time")
 
     def _count(self, row: Row) -> None:
         row.instructions = self.place.count(self.artifacts[row.variant], self.what.samples[0])
@@ -529,13 +538,9 @@ def _set_ratios(rows: Sequence[Row]) -> dict[int, str]:
     return baselines
 
 
-def _busy_before() -> list[str]:
-    cores = machine.usable_cores()
-    try:
-        load = os.getloadavg()[0]
-    except (AttributeError, OSError):  # Windows
-        return []
-    if load <= 0.5 * cores:
+def _busy_before(place: Place) -> list[str]:
+    cores, load = place.cores(), place.load()
+    if load is None or load <= 0.5 * cores:
         return []
     return [f"the machine was busy before this began (load {load:.1f} on {cores} cores): trust ratios more than times"]
 

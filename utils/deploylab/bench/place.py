@@ -11,10 +11,14 @@ from deploylab import engines, machine
 from deploylab.bench import client
 from deploylab.bench.results import Instructions
 from deploylab.engines import Artifact
+from deploylab.errors import DeployLabError
 
 
 class Place:
-    """This machine. ``timed`` says whether times that are measured there mean anything."""
+    """This machine. ``timed`` says whether times that are measured there mean anything.
+
+    Use as a context manager where a place holds something open, as a connection.
+    """
 
     name = ""
     timed = True
@@ -22,6 +26,14 @@ class Place:
     def engines(self) -> Sequence[str]:
         """Names of the engines that may run there."""
         return engines.names()
+
+    def cores(self) -> int:
+        """How many cores a worker there can keep busy."""
+        return machine.usable_cores()
+
+    def load(self) -> float | None:
+        """Processes that wanted to run there before the comparison, averaged over a minute; None if not known."""
+        return machine.load()
 
     def command(self, engine: str, threads: int) -> Sequence[str]:
         """The command that starts a worker there."""
@@ -38,6 +50,23 @@ class Place:
     def count(self, artifact: Artifact, inputs: Sequence[np.ndarray]) -> Instructions | None:
         """Instructions of one inference in one thread; None where they cannot be counted."""
         return None
+
+    def explain(self, error: DeployLabError) -> DeployLabError:
+        """The error, or a better one where the place knows what is behind it."""
+        return error
+
+    def notes(self) -> Sequence[str]:
+        """What one must know of the place to believe the figures."""
+        return ()
+
+    def close(self) -> None:
+        """Let go of what the place holds open."""
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 HERE = Place()

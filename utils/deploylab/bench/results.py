@@ -12,6 +12,8 @@ from deploylab.errors import InputError
 from deploylab.parity import Tolerance, Verdict
 
 MIB = 1 << 20
+LOST = "lost"
+"""The status of a row whose board was lost."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Row:
     """One engine with one thread count and precision. What could not be measured is None; ``reason`` says why.
 
     ``status`` is ``ok``, ``parity`` (the output is wrong, so nothing was timed), ``failed`` (it said why),
-    ``crashed`` (its process ended or hung) or ``unavailable``. ``bytes`` is the size of the artifact; ``footprint``
+    ``crashed`` (its process ended or hung), ``lost`` (the connection to the board broke; what was measured before is
+    kept) or ``unavailable``. ``bytes`` is the size of the artifact; ``footprint``
     what a board must carry besides. ``cores_used`` is processor time divided by wall time during the timed calls.
     ``round_p50`` holds the median latency of every round in milliseconds. ``options`` are those of the conversion.
     """
@@ -115,9 +118,10 @@ class Row:
         return ", ".join([self.engine, *precision, *(f"{key}={value}" for key, value in self.options.items())])
 
     def fail(self, status: str, reason: str) -> None:
-        """Note a failure. A row that failed shows no latency."""
+        """Note a failure. A row that failed shows no latency, unless it was the board that was lost."""
         self.status, self.reason = status, reason
-        self.latency = self.ratio = None
+        if status != LOST:
+            self.latency = self.ratio = None
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""The command ``deploylab boards``: emulated boards."""
+"""The command ``deploylab boards``: emulated boards, and what a board is."""
 
 from __future__ import annotations
 
+import json
 import subprocess
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 from deploylab.boards import emulator
 from deploylab.boards.profiles import PROFILES
 
-app = typer.Typer(help="Emulated boards.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Emulated boards, and what any board is.", no_args_is_help=True, add_completion=False)
 
 _Names = Annotated[list[str], typer.Argument(help=f"{', '.join(PROFILES)}, or all.")]
 
@@ -60,6 +61,47 @@ def remove(names: _Names) -> None:
     for name in _chosen(names, [board.name for board in emulator.boards()]):
         emulator.remove(name)
         typer.echo(f"{name}: removed")
+
+
+@app.command()
+def probe(
+    where: Annotated[list[str], typer.Argument(help="ssh:USER@HOST or emulated:NAME.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a board.")] = False,
+) -> None:
+    """What a board is: CPU and its features, system, clock, temperature, throttling, power mode, engines."""
+    from deploylab.boards import places
+
+    for text in where:
+        found = places.probe(text, progress=lambda step, text=text: typer.echo(f"{text}: {step}", err=True))
+        if as_json:
+            typer.echo(json.dumps({"where": text, **found}))
+            continue
+        table = Table("", "", title=text, title_justify="left", box=None, show_header=False, pad_edge=False)
+        for name, value in _told(found).items():
+            table.add_row(name, value)
+        Console(soft_wrap=True).print(table)
+
+
+def _told(found: dict[str, Any]) -> dict[str, str]:
+    """The lines that tell a person what a board is; what the board does not know is left out."""
+    facts, sensors = found["machine"], found["sensors"]
+    throttling = sensors.get("throttling", {})
+    memory = facts["memory_bytes"]
+    lines = {
+        "board": facts["board"],
+        "CPU": f"{facts['cpu']}, {facts['architecture']}, {facts['usable_cores']} usable core(s)",
+        "features": ", ".join(facts["features"]),
+        "memory": memory and f"{memory / 2**30:.1f} GiB",
+        "system": f"{facts['system']}, Python {facts['python']}",
+        "governor": sensors.get("governor"),
+        "clock": ", ".join(f"{mhz} MHz" for mhz in sensors.get("mhz", ())),
+        "temperature": ", ".join(f"{name} {value:.1f} °C" for name, value in sensors.get("celsius", {}).items()),
+        "power mode": sensors.get("power_mode"),
+        "held back": "; ".join(f"{when.replace('_', ' ')}: {', '.join(by) or 'no'}" for when, by in throttling.items()),
+        "engines": ", ".join(f"{name} {version}" for name, version in found["engines"].items()),
+        "not there": ", ".join(found["missing"]),
+    }
+    return {name: value for name, value in lines.items() if value}
 
 
 def _chosen(names: list[str], everything: list[str] | None = None) -> list[str]:

@@ -12,13 +12,21 @@ from deploylab.errors import BoardError
 _NEWEST_GLIBC = {"aarch64": 36, "x86_64": 36}
 
 
-def install(requirements: Path, folder: Path, *, machine: str, python: str) -> None:
+def install(requirements: Path, folder: Path, *, machine: str, python: str, glibc: int | None = None) -> None:
     """Unpack the wheels that ``requirements`` pins, all of them, into a folder to import from, hashes checked.
 
-    ``machine`` is ``aarch64`` or ``x86_64``, ``python`` a version such as ``3.11``. Raises :class:`BoardError` if the
-    index does not answer or has no such wheel.
+    ``machine`` is ``aarch64`` or ``x86_64``, ``python`` a version such as ``3.11``, ``glibc`` the minor version of its
+    C library. Raises :class:`BoardError` if the index does not answer or has no such wheel.
     """
-    pip("install", "--target", str(folder), "--no-compile", "--requirement", str(requirements), *_for(machine, python))
+    pip(
+        "install",
+        "--target",
+        str(folder),
+        "--no-compile",
+        "--requirement",
+        str(requirements),
+        *_for(machine, python, glibc),
+    )
 
 
 def pip(command: str, *arguments: str) -> None:
@@ -32,9 +40,9 @@ def pip(command: str, *arguments: str) -> None:
         raise BoardError(f"pip {command} failed; is the package index reachable? It said last:\n  {said}")
 
 
-def _for(machine: str, python: str) -> Sequence[str]:
+def _for(machine: str, python: str, glibc: int | None) -> Sequence[str]:
     """pip's options for wheels of another machine: every tag that a glibc of that age accepts (PEP 600)."""
-    minors = range(17, _NEWEST_GLIBC[machine] + 1)
+    minors = range(17, (glibc or _NEWEST_GLIBC[machine]) + 1)
     tags = [f"manylinux_2_{minor}_{machine}" for minor in reversed(minors)] + [f"manylinux2014_{machine}"]
     platforms = [part for tag in tags for part in ("--platform", tag)]
     return ("--no-deps", "--only-binary", ":all:", "--require-hashes", "--python-version", python, *platforms)

@@ -1,10 +1,10 @@
-"""Boards as places to compare engines at: ``deploylab compare --on emulated:pi4``."""
+"""Boards as places to compare engines at: ``deploylab compare --on emulated:pi4``, or ``--on ssh:pi@host``."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from deploylab import engines, packages, paths
 from deploylab.bench.place import Place
 from deploylab.bench.results import Instructions
 from deploylab.boards import emulator, instructions
+from deploylab.boards.remote import Remote
 from deploylab.engines import Artifact
 from deploylab.errors import InputError
 
@@ -50,9 +51,24 @@ class Emulated(Place):
         )
 
 
-def place(text: str) -> Place:
-    """The place that ``emulated:pi4`` names. Raises :class:`InputError` or :class:`BoardError`."""
-    kind, colon, name = text.partition(":")
-    if kind == "emulated" and colon:
+def place(text: str, progress: Callable[[str], None] = lambda step: None) -> Place:
+    """The place that ``emulated:pi4`` or ``ssh:pi@host`` names; a board over SSH is connected and prepared by that.
+
+    ``progress`` hears of every step. Raises :class:`InputError` or :class:`BoardError`.
+    """
+    kind, _, name = text.partition(":")
+    if kind == "emulated" and name:
         return Emulated(name)
-    raise InputError(f"{text!r} is no place to run engines at; give emulated:NAME, see `deploylab boards list`")
+    if kind == "ssh" and name:
+        return Remote(name, progress)
+    raise InputError(
+        f"{text!r} is no place to run engines at; give ssh:USER@HOST, or emulated:NAME, see `deploylab boards list`"
+    )
+
+
+def probe(text: str, progress: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
+    """What :func:`deploylab.boards.probe.report` says on a board. Raises :class:`InputError` or :class:`BoardError`."""
+    with place(text, progress) as board:
+        if isinstance(board, Remote):
+            return board.before
+        return json.loads(emulator.run(board.board, "-m", "deploylab.boards.probe").splitlines()[-1])

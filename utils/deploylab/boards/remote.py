@@ -1,0 +1,286 @@
+"""Real boards as places to compare engines at: ``deploylab compare --on ssh:pi@host``.
+
+A board needs an SSH server and Python 3.10 or later, nothing else. DeployLab's code and, where they are missing, the
+runtimes of :file:`hardware/requirements.txt` (downloaded and checked here, so the board needs neither pip nor a
+network) go into ``~/.cache/deploylab/board`` there and stay for the next time; artifacts go with the run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from deploylab import packages, paths
+from deploylab.bench import client
+from deploylab.bench.place import Place
+from deploylab.boards import index
+from deploylab.boards.ssh import Address, Connection
+from deploylab.engines import Artifact
+from deploylab.errors import BoardError, BoardLost, DeployLabError, WorkerDied
+
+Progress = Callable[[str], None]
+
+_MACHINES = {"aarch64": "aarch64", "arm64": "aarch64", "x86_64": "x86_64"}
+_LEAST_PYTHON = (3, 10)
+_EMULATED = "(emulated)"
+_SOURCES = ("*.py", "*.c", "*.mplstyle")
+
+
+class Remote(Place):
+    """A board over SSH. Use as a context manager: leaving it ends what runs there, and the connection.
+
+    Raises :class:`BoardError` if there is no way in, if the board cannot run the engines, or if its disk is full.
+    """
+
+    def __init__(self, text: str, progress: Progress = lambda step: None) -> None:
+        address = Address.parse(text)
+        pins = requirements()
+        progress(f"connecting to {address}")
+        self._connection = Connection(address, sorted({pin.name for pin in pins}))
+        try:
+            self._survey = check(self._connection.survey, str(address))
+            self._code = self._send_code(progress)
+            self._runtime = self._send_runtime([pin for pin in pins if pin.holds(self._survey["python"])], progress)
+            self._artifacts: dict[Path, str] = {}
+            self._latest: dict[str, Any] | None = None
+            self.before = self.probe()
+        except BaseException:
+            self._connection.close()
+            raise
+        board = self.before["machine"].get("board") or self.before["machine"]["cpu"]
+        self.name = f"{board} ({address})"
+        self.timed = _EMULATED not in board
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def engines(self) -> Sequence[str]:
+        """Those that are installed there."""
+        return list(self.before["engines"])
+
+    def cores(self) -> int:
+        return self.before["machine"]["usable_cores"]
+
+    def load(self) -> float | None:
+        return self.before["load"]
+
+    def command(self, engine: str, threads: int) -> Sequence[str]:
+        if self._connection.lost:
+            raise BoardLost(self._connection.why_lost())
+        self._latest = None
+        settings = " ".join(f"{name}={value}" for name, value in client.pinned(threads).items())
+        # The shell stays, as it tells a signal by its exit code, which sshd does not. The guard looks for its file.
+        return self._connection.command(
+            f"cd {self._run} && echo $$ >pids/$$ && {settings} {self._python} -m deploylab.bench.worker; "
+            f"code=$?; rm -f {self._run}/pids/$$; exit $code"
+        )
+
+    def locate(self, artifact: Artifact) -> str:
+        if artifact.path not in self._artifacts:
+            target = f"{self._survey['run']}/artifacts/{artifact.path.name}"
+            with _archive([(artifact.path, ".")]) as archive:
+                self._connection.send(archive, target)
+            self._artifacts[artifact.path] = target
+        return self._artifacts[artifact.path]
+
+    def describe(self) -> dict[str, Any]:
+        """The board, with its sensors before and, if it is still there, after the measurement."""
+        return {**self.before["machine"], "sensors": {"before": self.before["sensors"], "after": self._after()}}
+
+    def explain(self, error: DeployLabError) -> DeployLabError:
+        ended_by_itself = isinstance(error, WorkerDied) and not error.hung
+        if not isinstance(error, BoardLost) and ended_by_itself and self._connection.lost:
+            return BoardLost(self._connection.why_lost())
+        return error
+
+    def notes(self) -> Sequence[str]:
+        """What makes this board's figures worse than they could be."""
+        found = ["cold start includes opening a session over SSH"] if self.timed else []
+        if self._survey["others"]:
+            found.append("another comparison runs on this board at the same time: its times mean little")
+        return found + remarks(self.before["sensors"], self._after())
+
+    def probe(self) -> dict[str, Any]:
+        """What :func:`deploylab.boards.probe.report` says there."""
+        return json.loads(self._connection.run(f"{self._python} -m deploylab.boards.probe").splitlines()[-1])
+
+    @property
+    def _run(self) -> str:
+        return shlex.quote(self._survey["run"])
+
+    @property
+    def _python(self) -> str:
+        """The words of a shell that start the board's Python with DeployLab and the engines to import."""
+        home = shlex.quote(self._code)
+        modules = ":".join(shlex.quote(path) for path in (f"{self._code}/utils", self._runtime) if path)
+        own = f"DEPLOYLAB_HOME={home} PYTHONIOENCODING=utf-8 PYTHONPATH={modules}${{PYTHONPATH:+:$PYTHONPATH}}"
+        return f"env {own} {shlex.quote(self._survey['executable'])}"
+
+    def _after(self) -> dict[str, Any]:
+        """The sensors after the last worker started; empty if the connection is gone."""
+        if self._latest is None:
+            try:
+                self._latest = self.probe()["sensors"]
+            except BoardError:
+                self._latest = {}
+        return self._latest
+
+    def _send_code(self, progress: Progress) -> str:
+        files = list(_code())
+        digest = hashlib.sha256()
+        for path, name in files:
+            digest.update(name.encode() + b"\0" + path.read_bytes())
+        return self._send_once(f"code-{digest.hexdigest()[:16]}", lambda: files, progress, "DeployLab's code")
+
+    def _send_runtime(self, pins: Sequence[Pin], progress: Progress) -> str:
+        """The folder of packages on the board; empty if what it has installed is what we would send."""
+        installed = self._survey["installed"]
+        if all(installed.get(pin.name) == pin.version for pin in pins):
+            return ""
+        kind = hashlib.sha256("\n".join(pin.text for pin in pins).encode()).hexdigest()[:16]
+        machine, glibc = _MACHINES[self._survey["machine"]], _glibc(self._survey)
+        python = ".".join(self._survey["python"].split(".")[:2])
+        name = f"runtime-{python}-{machine}-glibc{glibc}-{kind}"
+
+        def files() -> list[tuple[Path, str]]:
+            return [(download(pins, name, machine, python, glibc, progress), ".")]
+
+        return self._send_once(name, files, progress, "the engines' packages")
+
+    def _send_once(
+        self, name: str, files: Callable[[], Sequence[tuple[Path, str]]], progress: Progress, what: str
+    ) -> str:
+        target = f"{self._survey['folder']}/{name}"
+        if name not in self._survey["there"]:
+            with _archive(files()) as archive:
+                progress(f"sending {what} ({archive.seek(0, os.SEEK_END) / 1e6:.1f} MB)")
+                archive.seek(0)
+                self._connection.send(archive, target)
+        return target
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A package that a board needs: its name, version, the lines that pin it with hashes, and for which Pythons."""
+
+    name: str
+    version: str
+    text: str
+    marker: str
+
+    def holds(self, python: str) -> bool:
+        """Whether a board with this version of Python needs it."""
+        from packaging.markers import Marker
+
+        if not self.marker:
+            return True
+        board = {"python_full_version": python, "python_version": ".".join(python.split(".")[:2])}
+        return Marker(self.marker).evaluate({**board, "sys_platform": "linux", "platform_system": "Linux"})
+
+
+def requirements(path: Path | None = None) -> list[Pin]:
+    """The packages in :file:`hardware/requirements.txt`."""
+    text = (path or paths.root() / "hardware" / "requirements.txt").read_text(encoding="utf-8")
+    found: list[Pin] = []
+    for block in text.replace("\\\n", " ").splitlines():
+        words, *hashes = block.partition("#")[0].split("--hash=")
+        pinned, _, marker = words.partition(";")
+        name, equals, version = pinned.strip().partition("==")
+        if equals:
+            lines = " \\\n    ".join([f"{name}=={version}", *(f"--hash={each.strip()}" for each in hashes)])
+            found.append(Pin(packages.plain(name), version, lines, marker.strip()))
+    return found
+
+
+def check(survey: dict[str, Any], address: str) -> dict[str, Any]:
+    """The survey, if that machine can run the engines. Raises :class:`BoardError` saying what it is instead."""
+    python = tuple(int(part) for part in survey["python"].split(".")[:2])
+    if survey["system"] != "Linux":
+        raise BoardError(f"{address} runs {survey['system']}; boards are measured under Linux")
+    if survey["machine"] not in _MACHINES or survey["bits"] != 64:
+        raise BoardError(
+            f"{address} runs a {survey['bits']}-bit system on {survey['machine']}; the engines publish packages for "
+            "64-bit aarch64 and x86_64 only. Install a 64-bit system (Raspberry Pi OS: the image named 64-bit)"
+        )
+    if survey["libc"][0] != "glibc":
+        raise BoardError(f"{address} has no GNU C library, which the engines' packages need; use Debian or Ubuntu")
+    if python < _LEAST_PYTHON:
+        raise BoardError(
+            f"{address} has Python {survey['python']}; DeployLab needs {'.'.join(map(str, _LEAST_PYTHON))} or later "
+            "there, as python3 or as python3.10 to python3.13"
+        )
+    return survey
+
+
+def download(pins: Sequence[Pin], name: str, machine: str, python: str, glibc: int, progress: Progress) -> Path:
+    """The packages for such a board in a folder of this user's cache; one download serves all boards of a kind."""
+    folder = paths.cache() / "remote" / name
+    if folder.is_dir():
+        return folder
+    progress("downloading the engines' packages for it (about 150 MB)")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder.parent) as draft:
+        wanted = Path(draft) / "requirements.txt"
+        wanted.write_text("\n".join(pin.text for pin in pins) + "\n", encoding="utf-8")
+        index.install(wanted, Path(draft) / "packages", machine=machine, python=python, glibc=glibc)
+        shutil.rmtree(folder, ignore_errors=True)
+        (Path(draft) / "packages").rename(folder)
+    return folder
+
+
+def remarks(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What the sensors say about a measurement between the two readings."""
+    found = []
+    held_back, earlier = (state.get("throttling", {}) for state in (after, before))
+    now = set(held_back.get("now", ()))
+    since = set(held_back.get("since_start", ())) - set(earlier.get("since_start", ()))
+    if now | since:
+        found.append(f"the board was held back while it was measured: {', '.join(sorted(now | since))}")
+    governor = before.get("governor")
+    if governor not in (None, "performance"):
+        found.append(f"its clock follows the load (governor {governor}); `performance` gives steadier times")
+    return found
+
+
+def _glibc(survey: dict[str, Any]) -> int:
+    return int(survey["libc"][1].split(".")[1])
+
+
+def _code() -> Iterator[tuple[Path, str]]:
+    """Files of DeployLab that a board needs, and their names there."""
+    package = Path(__file__).resolve().parents[1]
+    for pattern in _SOURCES:
+        for path in sorted(package.rglob(pattern)):
+            yield path, f"utils/deploylab/{path.relative_to(package).as_posix()}"
+    yield paths.root() / "hardware" / "requirements.txt", "hardware/requirements.txt"
+
+
+@contextmanager
+def _archive(files: Sequence[tuple[Path, str]]) -> Iterator[IO[bytes]]:
+    """A gzipped tar archive of files or folders under the names given, to read from its start."""
+    with tempfile.TemporaryFile(prefix="deploylab-") as file:
+        with (
+            gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as packed,
+            tarfile.open(fileobj=packed, mode="w|") as tar,
+        ):
+            for path, name in files:
+                tar.add(path, name, filter=_plain)
+        file.seek(0)
+        yield file
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return None if "__pycache__" in info.name.split("/") else info

@@ -1,0 +1,297 @@
+"""A connection to a board over OpenSSH: one login that everything shares, and nothing left behind when it ends.
+
+The client is the user's own ``ssh``, with its configuration, keys and agent; ``DEPLOYLAB_SSH`` names another command,
+such as ``ssh -F file``. Nothing is asked: a password or an unknown host key is an error that says what to do.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import queue
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import zlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from deploylab.boards import onboard
+from deploylab.errors import BoardError, BoardLost, InputError
+
+LEASE_S = 60.0
+"""A board that has heard nothing for so long ends the run by itself."""
+BEAT_S = 10.0
+START_TIMEOUT_S = 120.0
+SEND_TIMEOUT_S = 3600.0
+_GRACE_S = 5.0
+_LEAST_PYTHON = (3, 10)
+_PYTHONS = ("python3", "python3.13", "python3.12", "python3.11", "python3.10")
+_LOST = 255
+"""The exit code of ssh for errors of its own."""
+_SETTINGS = (
+    *("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3", "LogLevel=ERROR"),
+    *("ClearAllForwardings=yes", "ControlPersist=no", "PermitLocalCommand=no", "RemoteCommand=none"),
+)
+_ADDRESS = re.compile(
+    r"(?:(?P<user>[^\s@:/-][^\s@:/]*)@)?(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_][\w.-]*)(?::(?P<port>\d{1,5}))?"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Whom to call: ``user@host`` or a name of the user's configuration, and the port if it is given."""
+
+    target: str
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """``[user@]host[:port]``, an IPv6 address in brackets. Raises :class:`InputError`."""
+        found = _ADDRESS.fullmatch(text)
+        port = int(found["port"]) if found and found["port"] else None
+        if not found or (port is not None and not 0 < port < 65536):
+            raise InputError(f"ssh:{text} is no address; give ssh:USER@HOST or ssh:USER@HOST:PORT, such as ssh:pi@pi4")
+        host = found["host"].strip("[]")
+        return cls(f"{found['user']}@{host}" if found["user"] else host, port)
+
+    def __str__(self) -> str:
+        return self.target if self.port is None else f"{self.target}:{self.port}"
+
+
+class Connection:
+    """A login that stays open, and with it a guard on the board that ends what runs there when it closes or breaks.
+
+    ``survey`` is what the guard says of the board. Raises :class:`BoardError` if there is no way in, saying why.
+    """
+
+    def __init__(self, address: Address, packages: Sequence[str]) -> None:
+        self.address = address
+        self._folder = Path(tempfile.mkdtemp(prefix="dl-ssh-", dir=_short_folder()))
+        self._said: deque[str] = deque(maxlen=20)
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._closed = threading.Event()
+        order = {"do": "guard", "lease_s": LEASE_S, "packages": list(packages)}
+        try:
+            self._master = subprocess.Popen(
+                [*self._ssh(master=True), _any_python(order)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the terminal is for us; we close the connection
+            )
+        except OSError as error:
+            self._forget()
+            raise BoardError(
+                f"cannot start {_client()[0]}: {error.strerror or error}; install OpenSSH's client, such as "
+                "`sudo apt install openssh-client`"
+            ) from error
+        for work in (self._read_answers, self._read_errors, self._beat):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            self.survey = self._first_answer()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def lost(self) -> bool:
+        """Whether it broke. A client of the connection ends a moment before it does."""
+        if self._closed.is_set():
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._master.wait(0.5)
+        return self._master.poll() is not None
+
+    def why_lost(self) -> str:
+        """What there is to say about a connection that broke."""
+        last = self._last_words()
+        return f"the connection to {self.address} was lost" + (f" ({last})" if last else "")
+
+    def command(self, script: str) -> list[str]:
+        """The command that runs a script of the POSIX shell on the board."""
+        return [*self._ssh(), f"exec /bin/sh -c {shlex.quote(script)}"]
+
+    def run(self, script: str, *, stdin: IO[bytes] | int = subprocess.DEVNULL, timeout_s: float = 120.0) -> str:
+        """What a script of the POSIX shell prints on the board. Raises :class:`BoardError` with its last words."""
+        if self.lost:
+            raise BoardLost(self.why_lost())
+        try:
+            done = subprocess.run(self.command(script), stdin=stdin, capture_output=True, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise BoardError(f"{self.address} did not answer within {timeout_s:g} s") from None
+        if done.returncode == _LOST and self.lost:
+            raise BoardLost(self.why_lost())
+        if done.returncode:
+            last = "\n  ".join(done.stderr.decode("utf-8", "replace").strip().splitlines()[-6:])
+            raise BoardError(f"a command on {self.address} ended with exit code {done.returncode}:\n  {last}")
+        return done.stdout.decode("utf-8", "replace")
+
+    def send(self, archive: IO[bytes], to: str) -> None:
+        """Unpack a gzipped tar archive into the folder ``to`` of the board, unless it is there already.
+
+        Raises :class:`BoardError` if it does not fit, and :class:`BoardLost`.
+        """
+        order = {"do": "receive", "to": to}
+        script = f"exec {shlex.quote(self.survey['executable'])} -c {shlex.quote(_program(order))}"
+        answer = _answer_in(self.run(script, stdin=archive, timeout_s=SEND_TIMEOUT_S))
+        if answer is None or "error" in answer:
+            said = answer["error"] if answer else "no answer"
+            free = (answer or {}).get("free")
+            room = f" ({free / 1e6:.0f} MB are free)" if free is not None else ""
+            raise BoardError(
+                f"cannot write {to} on {self.address}: {said}{room}; free some space there and run this again"
+            )
+
+    def close(self) -> None:
+        """End the connection; the guard then ends what runs on the board. Safe to call twice."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        with contextlib.suppress(OSError, ValueError):
+            self._master.stdin.close()
+        try:
+            self._master.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._master.kill()
+            self._master.wait()
+        self._forget()
+
+    def _ssh(self, master: bool = False) -> list[str]:
+        settings = [part for setting in _SETTINGS for part in ("-o", setting)]
+        port = ["-p", str(self.address.port)] if self.address.port else []
+        shared = []
+        if os.name == "posix":  # OpenSSH for Windows cannot share a connection: there each command logs in
+            shared = ["-S", str(self._folder / "s"), *(["-M"] if master else ["-o", "ControlMaster=no"])]
+        return [*_client(), "-T", "-x", "-a", *settings, *shared, *port, "--", self.address.target]
+
+    def _first_answer(self) -> dict[str, Any]:
+        noise: list[str] = []
+        while True:
+            try:
+                line = self._lines.get(timeout=START_TIMEOUT_S)
+            except queue.Empty:
+                raise BoardError(
+                    f"{self.address} lets us in but starts no Python within {START_TIMEOUT_S:g} s"
+                ) from None
+            if line is None:
+                raise self._refused()
+            answer = _answer_in(line)
+            if answer is None:
+                noise.append(line.strip())
+                continue
+            if noise:
+                raise BoardError(
+                    f"the shell's start files on {self.address} print {noise[0]!r} also when nobody is there to read "
+                    "it, which mixes with our data; let them print in interactive shells only"
+                )
+            if "error" in answer:
+                raise BoardError(f"{self.address}: {answer['error']}")
+            return answer
+
+    def _refused(self) -> BoardError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._master.wait(_GRACE_S)
+        said = "\n".join(self._said)
+        for pattern, meaning in _REASONS:
+            if re.search(pattern, said):
+                what = meaning.format(target=self.address.target, host=self.address.target.rpartition("@")[2],
+                                      port=f" -p {self.address.port}" if self.address.port else "")  # fmt: skip
+                return BoardError(f"no connection to {self.address}: {what}. ssh said: {self._last_words()}")
+        return BoardError(
+            f"no connection to {self.address}: ssh ended with exit code {self._master.poll()}. "
+            f"It said: {self._last_words() or 'nothing'}"
+        )
+
+    def _last_words(self) -> str:
+        return "; ".join(line for line in list(self._said)[-2:] if line)
+
+    def _read_answers(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._master.stdout:
+                self._lines.put(line.decode("utf-8", "replace"))
+        self._lines.put(None)
+
+    def _read_errors(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._master.stderr:
+                self._said.append(line.decode("utf-8", "replace").strip())
+
+    def _beat(self) -> None:
+        """Signs of life for the guard."""
+        with contextlib.suppress(OSError, ValueError):
+            while not self._closed.wait(BEAT_S):
+                self._master.stdin.write(b"\n")
+                self._master.stdin.flush()
+
+    def _forget(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+_REASONS = (
+    (
+        "REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "its host key is not the one you have known. Either the board was set up anew or another machine answers in "
+        "its place; find out which, and only then forget the old key with `ssh-keygen -R {host}`",
+    ),
+    (
+        "Host key verification failed|No .* host key is known",
+        "its host key is not known here yet. Log in once by hand, `ssh{port} {target}`, and compare the fingerprint",
+    ),
+    (
+        "Permission denied|Too many authentication failures",
+        "it does not accept your key. Put it there with `ssh-copy-id{port} {target}`; passwords are not asked for",
+    ),
+    ("Connection refused", "nothing listens there. Is its SSH server switched on, and is the port right?"),
+    ("Could not resolve hostname", "no such host. Is the name right? On many networks it is NAME.local"),
+    (
+        "No route to host|Network is unreachable|timed out|Timeout",
+        "it does not answer. Is it on, and in the same network?",
+    ),
+)
+
+
+def _client() -> list[str]:
+    return shlex.split(os.environ.get("DEPLOYLAB_SSH", "")) or ["ssh"]
+
+
+def _short_folder() -> str | None:
+    """A socket's path may have no more than about 100 characters."""
+    return None if len(tempfile.gettempdir()) < 60 or not os.path.isdir("/tmp") else "/tmp"
+
+
+def _program(order: Mapping[str, Any]) -> str:
+    """Python code in one line that does ``order`` on the board; no character in it means anything to a shell."""
+    source = Path(onboard.__file__).read_text(encoding="utf-8") + f"\nmain(json.loads({json.dumps(order)!r}))\n"
+    packed = base64.b64encode(zlib.compress(source.encode(), 9)).decode("ascii")
+    return f"import base64,zlib;exec(zlib.decompress(base64.b64decode('{packed}')))"
+
+
+def _any_python(order: Mapping[str, Any]) -> str:
+    """A command that does ``order`` with the first Python that is new enough, or with whichever there is."""
+    program = _program({**order, "least": list(_LEAST_PYTHON)})
+    last = _program(order)
+    error = onboard.MARK + json.dumps({"error": "it has no python3; install it, such as `sudo apt install python3`"})
+    script = (
+        f"for p in {' '.join(_PYTHONS)}; do if command -v $p >/dev/null 2>&1; then $p -c {shlex.quote(program)}; c=$?; "
+        f"[ $c = {onboard.TOO_OLD} ] || exit $c; old=$p; fi; done; "
+        f'if [ "$old" ]; then exec $old -c {shlex.quote(last)}; fi; echo {shlex.quote(error)}'
+    )
+    return f"exec /bin/sh -c {shlex.quote(script)}"
+
+
+def _answer_in(text: str) -> dict[str, Any] | None:
+    """The last answer of :mod:`.onboard` in what a command printed."""
+    for line in reversed(text.splitlines()):
+        if line.startswith(onboard.MARK):
+            with contextlib.suppress(ValueError):
+                return json.loads(line[len(onboard.MARK) :])
+    return None
