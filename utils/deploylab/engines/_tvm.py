@@ -146,6 +146,20 @@ def specs(module: tvm.IRModule, names: Sequence[str] | None = None) -> tuple[lis
     )
 
 
+def fixed(module: tvm.IRModule, sizes: Sequence[Sequence[int]] | None) -> tvm.IRModule:
+    """``module`` for inputs of these sizes only; as it is without ``sizes``."""
+    from tvm import relax
+
+    if sizes is None:
+        return module
+    known = {}
+    for parameter, shape in zip(module["main"].params, sizes, strict=True):
+        for size, number in zip(parameter.ty.shape.values, shape, strict=True):
+            if not is_number(size):
+                known[size] = number
+    return relax.transform.BindSymbolicVars(known, "main")(module) if known else module
+
+
 def _names(stem: str, count: int) -> list[str]:
     return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]
 

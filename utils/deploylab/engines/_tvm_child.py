@@ -22,14 +22,14 @@ STATISTICS = {"number": 1, "repeat": 3, "min_repeat_ms": 10}
 """How a trial is timed: three times at least ten milliseconds, of which the median counts."""
 
 
-def build(folder: Path, records: Path | None) -> None:
+def build(folder: Path, sizes: list[list[int]] | None = None, records: Path | None = None) -> None:
     """Compile ``relax.json`` in ``folder`` to ``model.so`` for this CPU, with the best of ``records`` if given."""
     tvm = _tvm.compiler()
     from tvm import relax
 
     target = _tvm.target()
     with target:
-        module = tvm.ir.load_json((folder / RELAX).read_text(encoding="utf-8"))
+        module = _tvm.fixed(tvm.ir.load_json((folder / RELAX).read_text(encoding="utf-8")), sizes)
         shapes = [spec.shape for spec in _tvm.specs(module)[0]]
         programs, tuned = _tvm.lowered(module), 0
         if records is not None:
@@ -58,6 +58,10 @@ def database(folder: Path) -> Any:
     from tvm.s_tir.meta_schedule.database import JSONDatabase
 
     folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.json"):
+        whole = file.read_bytes().rpartition(b"\n")
+        if whole[2]:  # what ended in the middle of a line left it unfinished
+            file.write_bytes(b"".join(whole[:2]))
     return JSONDatabase(str(folder / "workloads.json"), str(folder / "records.json"))
 
 
@@ -74,7 +78,7 @@ def with_best(programs: Any, found: Any, target: Any) -> tuple[Any, int]:
     return IRModule(changed, attrs=programs.attrs), tuned
 
 
-def tune(folder: Path, records: Path, trials: int, seconds: float) -> None:
+def tune(folder: Path, sizes: list[list[int]], records: Path, trials: int, seconds: float) -> None:
     """Try schedules for the programs of ``relax.json`` until ``trials`` are on record or ``seconds`` are over.
 
     One line of JSON a trial: how many ``trials`` are on record, ``seconds`` since the start, the ``program``, its
@@ -86,7 +90,8 @@ def tune(folder: Path, records: Path, trials: int, seconds: float) -> None:
     _skip_gpu_intrinsics(tvm)
     target, start = _tvm.target(), time.monotonic()
     with target:
-        programs = _tvm.lowered(tvm.ir.load_json((folder / RELAX).read_text(encoding="utf-8")))
+        module = tvm.ir.load_json((folder / RELAX).read_text(encoding="utf-8"))
+        programs = _tvm.lowered(_tvm.fixed(module, sizes))
         tasks = _tasks(programs, database(records), target)
         done = sum(task.tried for task in tasks)
         for task in tasks:  # what the rule gives is the first trial of each
@@ -237,12 +242,14 @@ def _timed(module: Any, target: Any) -> list[float]:
 
 
 def main(arguments: list[str]) -> None:
-    """``build FOLDER [RECORDS]`` or ``tune FOLDER RECORDS TRIALS SECONDS``."""
+    """``build FOLDER [SIZES RECORDS]`` or ``tune FOLDER SIZES RECORDS TRIALS SECONDS``; sizes are JSON."""
     command, folder, *rest = arguments
-    if command == "build":
-        build(Path(folder), Path(rest[0]) if rest else None)
+    if command == "build" and not rest:
+        build(Path(folder))
+    elif command == "build":
+        build(Path(folder), json.loads(rest[0]), Path(rest[1]))
     else:
-        tune(Path(folder), Path(rest[0]), int(rest[1]), float(rest[2]))
+        tune(Path(folder), json.loads(rest[0]), Path(rest[1]), int(rest[2]), float(rest[3]))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from deploylab.errors import ConversionError, DeployLabError, EngineError, Input
 
 RECORDS = "records.json"
 _TUNED = "tuned"
+_GRACE_S = 60.0  # a tuner that is this late hangs
 
 
 class TVM(Engine):
@@ -68,8 +70,10 @@ class TVM(Engine):
                 progress(made[-1])
 
         with tempfile.TemporaryDirectory(prefix="deploylab-tvm-") as work:
-            _write_relax(_ways(source, arrays)[-1]()[0], Path(work))
-            _tool.follow("tvm's tuner", _child("tune", work, records, trials, seconds), Path(work), hear, seconds + 60)
+            module, _ = _imported(_ways(source, arrays, Path(out_dir)), lambda module: None)
+            _write_relax(module, Path(work))
+            command = _child("tune", work, _sizes(arrays), records.resolve(), trials, seconds)
+            _tool.follow("tvm's tuner", command, Path(work), hear, seconds + _GRACE_S)
         return made
 
     def convert(
@@ -105,20 +109,11 @@ class TVM(Engine):
     ) -> tuple[list[TensorSpec], list[TensorSpec]]:
         _tvm.compiler()
         _require_linker()
-        ways, problems = _ways(source, example), []
-        for way in ways:
-            try:
-                module, specs = way()
-                _compile(module, folder)
-                break
-            except Exception as error:
-                problems.append(str(error) if isinstance(error, DeployLabError) else f"{type(error).__name__}: {error}")
-        else:
-            raise ConversionError(f"tvm cannot compile the model: {problems[0]}")
+        module, specs = _imported(_ways(source, example, folder.parent), lambda module: _compile(module, folder))
         records = _records(folder.parent, hash_source(source), example)
         if tuning != "off" and (records / RECORDS).is_file():
             (folder / _TUNED).mkdir()
-            _compile(ways[-1]()[0], folder / _TUNED, records)
+            _compile(module, folder / _TUNED, _sizes(example), records.resolve())
         return specs
 
     def _load(self, artifact: Artifact, threads: int) -> Session:
@@ -148,13 +143,37 @@ def _records(out_dir: Path, source_hash: str, example: tuple[np.ndarray, ...]) -
     return out_dir / f"tvm-tuning-{source_hash[:16]}-{shapes}-{cpu}"
 
 
-def _ways(source: Source, example: tuple[np.ndarray, ...]) -> list[Any]:
+def _sizes(example: tuple[np.ndarray, ...]) -> str:
+    return json.dumps([array.shape for array in example])
+
+
+Imported: TypeAlias = tuple[Any, tuple[list[TensorSpec], list[TensorSpec]]]
+"""A model as Relax, and its inputs and outputs."""
+
+
+def _imported(ways: Sequence[Callable[[], Imported]], use: Callable[[Any], None]) -> Imported:
+    """The model by the first way that works, used. Raises :class:`ConversionError` if none does."""
+    problems = []
+    for way in ways:
+        try:
+            module, specs = way()
+            use(module)
+            return module, specs
+        except Exception as error:
+            problems.append(str(error) if isinstance(error, DeployLabError) else f"{type(error).__name__}: {error}")
+    raise ConversionError(f"tvm cannot compile the model: {problems[0]}")
+
+
+def _ways(source: Source, example: tuple[np.ndarray, ...], out_dir: Path) -> list[Callable[[], Imported]]:
     """How the model may become Relax, the best first: with any batch size, then with the example's."""
     if not isinstance(source, Path):
-        return [lambda: _from_torch(source, example, dynamic=True), lambda: _from_torch(source, example, dynamic=False)]
+        return [
+            lambda: _from_torch(source, example, out_dir, dynamic=True),
+            lambda: _from_torch(source, example, out_dir, dynamic=False),
+        ]
     inputs, outputs = _onnx.specs(source, example)
 
-    def imported(shapes: Mapping[str, Sequence[int]] | None) -> tuple[Any, Any]:
+    def imported(shapes: Mapping[str, Sequence[int]] | None) -> Imported:
         module = _tvm.from_onnx(source, shapes)
         found_in, found_out = _tvm.specs(module)
         return module, (
@@ -167,14 +186,32 @@ def _ways(source: Source, example: tuple[np.ndarray, ...]) -> list[Any]:
     return [lambda: imported(None), *([lambda: imported(fixed)] if symbolic else [])]
 
 
-def _from_torch(module: Any, example: tuple[np.ndarray, ...], dynamic: bool) -> tuple[Any, Any]:
-    relax = _tvm.from_torch(module, example, dynamic)
+def _from_torch(module: Any, example: tuple[np.ndarray, ...], out_dir: Path, dynamic: bool) -> Imported:
+    """The exported module. An export takes seconds, so it is kept for tuning and for converting again."""
+    import tvm
+
+    shapes = "_".join("x".join(map(str, array.shape)) for array in example)
+    batch = "any" if dynamic else "fixed"
+    path = out_dir / f"relax-{tvm.__version__}-{hash_source(module)[:16]}-{shapes}-{batch}.json"
+    if path.is_file():
+        relax = tvm.ir.load_json(path.read_text(encoding="utf-8"))
+    else:
+        relax = _tvm.from_torch(module, example, dynamic)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=out_dir)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(tvm.ir.save_json(relax))
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     return relax, _tvm.specs(relax)
 
 
-def _compile(module: Any, folder: Path, records: Path | None = None) -> None:
+def _compile(module: Any, folder: Path, *tuned: Any) -> None:
+    """Compile ``module`` in ``folder``; ``tuned``: the sizes of its inputs and the records that are to be used."""
     _write_relax(module, folder)
-    _tool.run("tvm's compiler", _child("build", ".", *([records.resolve()] if records else [])), folder)
+    _tool.run("tvm's compiler", _child("build", ".", *tuned), folder)
     if not (folder / LIBRARY).is_file():
         raise ConversionError(f"tvm's compiler ended well but wrote no {LIBRARY}")
     (folder / RELAX).unlink()
