@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deploylab import engines, image, paths
+from deploylab.boards import emulator
 from deploylab.errors import BoardError, InputError
 from deploylab.serving import artifacts
 from deploylab.signs import CLASSES, dataset
@@ -200,6 +201,20 @@ def test_a_missing_artifact_and_a_wrong_size_are_errors(capsys, tmp_path):
         classify.source("csi", 641, 480, 15)
     with pytest.raises(SystemExit):
         classify.arguments(["artifact", "--keep", "2"])
+
+
+def test_an_emulated_board_without_torch_sees_the_same(tmp_path):
+    try:
+        board = emulator.find("pi4")
+    except BoardError as error:
+        pytest.skip(str(error))
+    made = signnet("ncnn")
+    words = ("--source", str(SAMPLES[5]), "--json", "--confidence", "0")
+    done = subprocess.run(
+        board.shell("python3", str(PROGRAM), str(made.path), *words), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["label"] for row in rows(done.stdout)] == expected(made, SAMPLES[5:])
 
 
 # --- cameras: programs that write to a pipe ---------------------------------------------------------------------------
