@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,7 @@ from picamera2.encoders import MJPEGEncoder
 from picamera2.outputs import FileOutput
 width, height, rate = map(int, sys.argv[1:])
 camera = Picamera2()
-camera.configure(camera.create_video_configuration({"size": (width, height)}, controls={"FrameRate": rate}))
+camera.configure(camera.create_video_configuration(main={"size": (width, height)}, controls={"FrameRate": rate}))
 camera.start_recording(MJPEGEncoder(), FileOutput(sys.stdout.buffer))
 threading.Event().wait()
 """
@@ -268,17 +269,30 @@ class Frames:
         self._said.close()
 
     def __iter__(self) -> Iterator[tuple[str, Picture]]:
-        """Name and picture. Raises :class:`BoardError` if a camera stops or gives nothing for ``stall_s`` seconds."""
+        """Name and picture. Raises :class:`BoardError` if a camera ends or gives nothing for ``stall_s`` seconds."""
         if self.origin.files:
             for path in self.origin.files:
                 yield path.name, path.read_bytes()
             return
         stream = self._open()
         pictures = self._live(stream) if self.origin.live else self.origin.split(stream)
+        number = 0
         for number, picture in enumerate(pictures, 1):
             yield str(number), picture
-        if self._process is not None and self._process.wait():
-            raise BoardError(f"{self._process.args[0]} ended with exit code {self._process.returncode}{self._words()}")
+        if self._process is not None:
+            self._check_end(self._process)
+        if not number:
+            raise InputError(f"{self.origin.name} holds no picture")
+
+    def _check_end(self, process: subprocess.Popen[bytes]) -> None:
+        """A program that reads a file may end, one that reads a camera may not."""
+        name = Path(process.args[0]).name
+        try:
+            code = process.wait(self.stall_s)
+        except subprocess.TimeoutExpired:
+            raise BoardError(f"{name} gives no pictures any more and does not end{self._words()}") from None
+        if code or self.origin.live:
+            raise BoardError(f"{name} ended with exit code {code}{self._words()}")
 
     def _open(self) -> BinaryIO:
         if self.origin.path is not None:
@@ -411,9 +425,9 @@ def load(artifact: Path, model: str, threads: int, smooth: int, keep: float | No
     return Classifier(session, dataclasses.replace(known.preprocessor, size=size, keep=own_keep), known.labels, smooth)
 
 
-def run(classifier: Classifier, frames: Frames, options: argparse.Namespace, supervisor: Supervisor) -> list[Seen]:
+def run(classifier: Classifier, frames: Frames, options: argparse.Namespace, supervisor: Supervisor) -> Sequence[Seen]:
     """Classify until the source ends or ``--frames`` are seen. Prints what it sees when that changes."""
-    seen: list[Seen] = []
+    seen: deque[Seen] = deque(maxlen=1000)
     said, refused = "", 0
     supervisor.tell(f"READY=1\nSTATUS=waiting for {frames.origin.name}")
     for name, picture in frames:
@@ -423,7 +437,7 @@ def run(classifier: Classifier, frames: Frames, options: argparse.Namespace, sup
             refused += 1
             print(supervisor.line(f"picture {name}: {error}", 4), file=sys.stderr, flush=True)
         else:
-            seen = [*seen[-999:], answer]
+            seen.append(answer)
             now = answer.label if answer.probability >= options.confidence else "unsure"
             if options.json:
                 print(json.dumps(_row(answer, now, frames)), flush=True)

@@ -45,7 +45,7 @@ if [ -z "$check_only" ]; then
 fi
 try_runtimes
 if [ -z "$check_only" ] && [ -n "$artifact" ]; then
-    service multi-user.target
+    service basic.target
 fi
 if have vcgencmd; then
     fact throttled "$(vcgencmd get_throttled)"
