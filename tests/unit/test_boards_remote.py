@@ -476,5 +476,9 @@ def test_an_emulated_board_over_ssh(server, board, model, tmp_path):
     assert (found.timed, row.latency) == (False, None)  # its time is none, by whatever way one gets there
     assert (found.machine["architecture"], found.machine["features"]) == ("aarch64", ["asimd"])
     assert found.machine["board"] == "Raspberry Pi 4 Model B (emulated)"
+    console = Console(record=True, width=200, file=None)
+    report.print_comparison(found, console)
+    assert "parity and memory; no board time" in " ".join(console.export_text().split())
+    assert "<svg" in report.to_html(found)
     assert interrupted.rows[0].status == "lost"
     assert interrupted.rows[0].verdict.ok

@@ -53,7 +53,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("multiply-adds", lambda row: millions(row.instructions and row.instructions.multiply_adds)),
     ]
     shown = [
-        *(timed if comparison.timed else counted),
+        *(timed if comparison.timed else counted if _counted(comparison) else []),
         Column("error", lambda row: f"{row.verdict.error:.0e}" if row.verdict else NOTHING),
         Column("accuracy", lambda row: NOTHING if row.accuracy is None else f"{row.accuracy:.2%}"),
         Column("cold start", lambda row: f"{row.cold_start.total:.2f} s" if row.cold_start else NOTHING),
@@ -65,6 +65,11 @@ def columns(comparison: Comparison) -> list[Column]:
     without = {"accuracy"} if comparison.reference_accuracy is None else set()
     without |= set() if comparison.timed else {"cold start"}
     return [column for column in shown if column.title not in without]
+
+
+def _counted(comparison: Comparison) -> bool:
+    """Whether instructions were counted; on an emulated board over SSH they are not."""
+    return any(row.instructions for row in comparison.rows)
 
 
 _WHOSE_CODE = ("provider", "backend", "kernels", "delegate", "schedule", "cpu_capability")
@@ -163,7 +168,8 @@ def _cell(comparison: Comparison, label: str) -> str:
 
 def heading(comparison: Comparison) -> str:
     """What the table is about."""
-    about = "latency after parity" if comparison.timed else "parity, memory and instructions; no board time"
+    counted = "parity, memory and instructions" if _counted(comparison) else "parity and memory"
+    about = "latency after parity" if comparison.timed else f"{counted}; no board time"
     return f"{comparison.model}{f' on {comparison.place}' if comparison.place else ''}: {about}"
 
 
@@ -191,19 +197,19 @@ def failure_text(row: Row) -> str:
 def explanations(comparison: Comparison) -> list[str]:
     """How to read the figures: reference, tolerance and its reason, inputs, withheld percentiles, machine."""
     machine = comparison.machine
+    done = "timed" if comparison.timed else "counted, in one thread" if _counted(comparison) else "tried"
     lines = [
         f"error: largest difference from {comparison.reference}, as a part of the largest output; "
         f"tolerance {comparison.tolerance.value:.1e} ({comparison.tolerance.reason})",
-        f"inputs: {comparison.inputs}; timed: batch {', '.join(comparison.input_shapes)}",
+        f"inputs: {comparison.inputs}; {done}: batch {', '.join(comparison.input_shapes)}",
     ]
     if not comparison.timed:
-        lines[-1] = f"inputs: {comparison.inputs}; counted: batch {', '.join(comparison.input_shapes)}, one thread"
+        lines.append(f"{comparison.place}: emulated, so there is no time in this table; memory includes the emulator's")
+    if _counted(comparison):
         lines.append(
             "instructions: in the engine's own libraries, the same in every run; from Python: of the whole call. They "
             "are not a time: caches, memory and instructions that run side by side are not in them"
         )
-        lines.append(f"{comparison.place}: emulated, so there is no time in this table; memory includes the emulator's")
-
     if comparison.reference_accuracy is not None:
         lines.append(
             f"accuracy: top-1 on the frozen test split; torch in float32 has {comparison.reference_accuracy:.2%}"

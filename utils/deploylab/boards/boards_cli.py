@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -79,7 +80,7 @@ def probe(
         table = Table("", "", title=text, title_justify="left", box=None, show_header=False, pad_edge=False)
         for name, value in _told(found).items():
             table.add_row(name, value)
-        Console(soft_wrap=True).print(table)
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _told(found: dict[str, Any]) -> dict[str, str]:
