@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -109,9 +110,19 @@ class TVM(Engine):
     ) -> tuple[list[TensorSpec], list[TensorSpec]]:
         _tvm.compiler()
         _require_linker()
-        module, specs = _imported(_ways(source, example, folder.parent), lambda module: _compile(module, folder))
         records = _records(folder.parent, hash_source(source), example)
-        if tuning != "off" and (records / RECORDS).is_file():
+        tuned = tuning != "off" and (records / RECORDS).is_file()
+        plain = self.find(source, example, folder.parent, precision, tuning="off") if tuned else None
+
+        def compile_for_any_batch(module: Any) -> None:
+            if plain is None:
+                _compile(module, folder)
+            else:
+                for name in plain.files:
+                    shutil.copyfile(plain.path / name, folder / name)
+
+        module, specs = _imported(_ways(source, example, folder.parent), compile_for_any_batch)
+        if tuned:
             (folder / _TUNED).mkdir()
             _compile(module, folder / _TUNED, _sizes(example), records.resolve())
         return specs
