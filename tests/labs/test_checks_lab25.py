@@ -17,7 +17,10 @@ WRONG_PARTS = [
     (sum, "neighbours share one part"),
     (lambda taken: max(1, right.parts(taken)), "nothing is delegated there, you say 1"),
     (lambda taken: len(list(groupby(taken))) if any(taken) else 0, "you count the parts that are kept as well"),
-    (lambda taken: sum(a != b for a, b in pairwise(taken)) if any(taken) else 0, "you count the borders between parts, 0 of them"),
+    (
+        lambda taken: sum(a != b for a, b in pairwise(taken)) if any(taken) else 0,
+        "you count the borders between parts, 0 of them",
+    ),
     (lambda taken: [], "Return a number, not list"),
     (lambda taken: 1 if any(taken) else 0, "it is 2 part(s), you say 1"),
 ]

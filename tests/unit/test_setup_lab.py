@@ -94,7 +94,8 @@ def test_a_browser_is_opened_only_where_one_can_be_seen(environ, system, expecte
 
 def test_caches_and_settings_go_into_the_checkout():
     contained = setup_env.contained({"HOME": "/home/someone", "PATH": "/bin"})
-    changed = {name: value for name, value in contained.items() if name not in ("HOME", "PATH", "VIRTUAL_ENV", "DEPLOYLAB_CACHE")}
+    kept = ("HOME", "PATH", "VIRTUAL_ENV", "DEPLOYLAB_CACHE")
+    changed = {name: value for name, value in contained.items() if name not in kept}
     folders = {name for name, value in changed.items() if str(setup_env.ROOT / "build") in value}
     assert {"IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"} <= folders
     assert contained["ORT_DISABLE_TELEMETRY"] == "1"
