@@ -129,11 +129,12 @@ def remove(name: str) -> None:
         shutil.rmtree(_folder(), ignore_errors=True)
 
 
-def run(board: Board, *arguments: str, timeout_s: float = 120.0) -> str:
+def run(board: Board, *arguments: str, qemu: Sequence[str] = (), timeout_s: float = 120.0) -> str:
     """What the board's Python prints for these arguments. Raises :class:`BoardError` with its last words."""
+    command = board.python(*arguments, qemu=qemu)
     try:
         done = subprocess.run(
-            board.python(*arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BoardError(f"the emulated {board.name} did not run: {error}") from error

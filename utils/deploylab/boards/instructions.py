@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from deploylab import paths
-from deploylab.boards.emulator import Board
+from deploylab.boards.emulator import Board, run
 from deploylab.engines import Artifact
 from deploylab.errors import BoardError
 
@@ -72,7 +72,7 @@ def count(board: Board, artifact: Artifact, *inputs: np.ndarray, runs: int = 3, 
         settings = [part for name, value in _FIXED.items() for part in ("-E", f"{name}={value}")]
         qemu = (*settings, "-seed", "1", "-plugin", f"{plugin()},out={out}")
         program = ("-m", "deploylab.boards.counted", artifact.engine, str(artifact.path), str(arrays), str(runs))
-        printed = _run(board, board.python(*program, qemu=qemu), timeout_s)
+        printed = run(board, *program, qemu=qemu, timeout_s=timeout_s)
         if not out.exists():
             raise BoardError(f"nothing was counted on {board.name}: QEMU there takes no plugin. It said:\n  {printed}")
         code = mapped(printed)
@@ -141,18 +141,3 @@ def _belongs(path: str, board: Board) -> bool:
     if board.packages not in with_root.parents:
         return False
     return with_root.relative_to(board.packages).parts[0] not in _NOT_OF_ENGINES
-
-
-def _run(board: Board, command: Sequence[str], timeout_s: float) -> str:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        raise BoardError(f"the inference on the emulated {board.name} took longer than {timeout_s:g} s") from None
-    if done.returncode:
-        last = "\n  ".join(done.stderr.strip().splitlines()[-6:])
-        raise BoardError(
-            f"the inference on the emulated {board.name} ended with exit code {done.returncode}:\n  {last}"
-        )
-    return done.stdout
