@@ -110,9 +110,9 @@ def test_a_making_that_fails_leaves_the_old_folder(empty_cache):
         (folder / "half").touch()
         raise BoardError("no")
 
-    good = emulator._made("thing", lambda folder, _: (folder / "whole").touch(), "1", print)
+    good = emulator.made("thing", lambda folder, _: (folder / "whole").touch(), "1", print)
     with pytest.raises(BoardError):
-        emulator._made("thing", fail, "2", print)
+        emulator.made("thing", fail, "2", print)
     assert sorted(path.name for path in good.parent.iterdir()) == ["thing"]
     assert (good / "whole").exists()
 
@@ -120,7 +120,7 @@ def test_a_making_that_fails_leaves_the_old_folder(empty_cache):
 def test_what_is_up_to_date_is_not_made_again(empty_cache):
     made = []
     for _ in range(2):
-        emulator._made("thing", lambda folder, _: made.append(folder), "same", print)
+        emulator.made("thing", lambda folder, _: made.append(folder), "same", print)
     assert len(made) == 1
 
 
@@ -195,5 +195,5 @@ def require_made_in(cache):
     kinds = {"tools": emulator._kind_of_tools(), "base": emulator._kind_of_base()}
     kinds |= {name: emulator._kind(PROFILES[name]) for name in ("pi4", "pi5")}
     for name, kind in kinds.items():
-        emulator._made(name, lambda folder, _: (folder / "file").touch(), kind, print)
+        emulator.made(name, lambda folder, _: (folder / "file").touch(), kind, print)
     return cache / "boards"

@@ -211,7 +211,7 @@ class Worker:
         if what is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
-            what = f"{_ending(self._process.poll())} during {op!r}"
+            what = f"{ending(self._process.poll())} during {op!r}"
         self.interrupt()
         last = [line for line in self._stderr if line.strip()][-8:]
         error = WorkerDied(f"{self.label}: {what}" + (". It said last:\n  " + "\n  ".join(last) if last else ""))
@@ -219,7 +219,8 @@ class Worker:
         return error
 
 
-def _ending(code: int | None) -> str:
+def ending(code: int | None) -> str:
+    """How a process ended, from its exit code: ``crashed with SIGILL (signal 4)``, ``ended with exit code 1``."""
     if code is None:
         return "closed its output"
     if code < 0:
@@ -238,4 +239,4 @@ def _shorten(reply: bytes, longest: int = 80) -> str:
     return text if len(text) <= longest else text[:longest] + "..."
 
 
-__all__ = ["COMMAND", "Worker", "environment"]
+__all__ = ["COMMAND", "Worker", "ending", "environment"]

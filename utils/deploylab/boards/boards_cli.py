@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploylab.boards import emulator
+from deploylab.boards import emulator, wheels
 from deploylab.boards.profiles import PROFILES
+from deploylab.errors import BoardError
 
 app = typer.Typer(help="Emulated boards, and what any board is.", no_args_is_help=True, add_completion=False)
 
@@ -43,6 +44,10 @@ def create(names: _Names) -> None:
     for name in _chosen(names):
         board = emulator.create(name, progress=lambda step, name=name: typer.echo(f"{name}: {step}", err=True))
         typer.echo(f"{board.name}: ready in {board.folder}")
+    try:
+        wheels.fetch(progress=lambda step: typer.echo(step, err=True))
+    except BoardError as error:  # the boards do without
+        typer.echo(f"left out: {error}", err=True)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

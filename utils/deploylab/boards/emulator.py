@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploylab import paths
+from deploylab.bench.client import ending
 from deploylab.boards import index, userland
 from deploylab.boards.profiles import PROFILES, Profile
 from deploylab.errors import BoardError
@@ -51,12 +52,19 @@ class Board:
         """Where its Python packages are."""
         return self.folder / "packages"
 
-    def python(self, *arguments: str, qemu: Sequence[str] = ()) -> list[str]:
+    @property
+    def python_version(self) -> str:
+        """Such as ``3.11``."""
+        return _version(self.folder)
+
+    def python(self, *arguments: str, qemu: Sequence[str] = (), first: Path | None = None) -> list[str]:
         """The command that runs the board's Python; with DeployLab and the engines to import. ``qemu`` adds options.
 
-        The program cannot start others: those would run on this machine's CPU. :meth:`shell` can.
+        What lies in the folder ``first`` is imported instead of the board's own. The program cannot start others: those
+        would run on this machine's CPU. :meth:`shell` can.
         """
-        modules = os.pathsep.join(map(str, (paths.root() / "utils", self.packages)))
+        folders = (*([first] if first else []), paths.root() / "utils", self.packages)
+        modules = os.pathsep.join(map(str, folders))
         inside = {
             "PYTHONPATH": modules,
             "PYTHONNOUSERSITE": "1",
@@ -88,10 +96,10 @@ def create(name: str, progress: Progress = lambda step: None) -> Board:
     """
     profile = _profile(name)
     try:
-        tools = _made("tools", _tools, _kind_of_tools(), progress)
-        base = _made("base", _base, _kind_of_base(), progress)
+        tools = made("tools", _tools, _kind_of_tools(), progress)
+        base = made("base", _base, _kind_of_base(), progress)
         board = Board(profile, _folder() / name, tools)
-        _made(name, lambda folder, _: _describe(base, folder, profile), _kind(profile), progress)
+        made(name, lambda folder, _: _describe(base, folder, profile), _kind(profile), progress)
     except OSError as error:
         raise BoardError(
             f"cannot make the board {name} in {_folder()}: {error.strerror or error}; free some space there (it takes "
@@ -129,9 +137,11 @@ def remove(name: str) -> None:
         shutil.rmtree(_folder(), ignore_errors=True)
 
 
-def run(board: Board, *arguments: str, qemu: Sequence[str] = (), timeout_s: float = 120.0) -> str:
+def run(
+    board: Board, *arguments: str, qemu: Sequence[str] = (), first: Path | None = None, timeout_s: float = 120.0
+) -> str:
     """What the board's Python prints for these arguments. Raises :class:`BoardError` with its last words."""
-    command = board.python(*arguments, qemu=qemu)
+    command = board.python(*arguments, qemu=qemu, first=first)
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
@@ -140,7 +150,7 @@ def run(board: Board, *arguments: str, qemu: Sequence[str] = (), timeout_s: floa
         raise BoardError(f"the emulated {board.name} did not run: {error}") from error
     if done.returncode:
         last = "\n  ".join(done.stderr.strip().splitlines()[-6:])
-        raise BoardError(f"Python on the emulated {board.name} ended with exit code {done.returncode}:\n  {last}")
+        raise BoardError(f"Python on the emulated {board.name} {ending(done.returncode)}:\n  {last}")
     return done.stdout
 
 
@@ -160,8 +170,8 @@ def _profile(name: str) -> Profile:
     return PROFILES[name]
 
 
-def _made(name: str, make: Callable[[Path, Progress], None], wanted: str, progress: Progress) -> Path:
-    """A folder that is complete and of this kind: made beside its place and moved there, or as it was."""
+def made(name: str, make: Callable[[Path, Progress], None], wanted: str, progress: Progress) -> Path:
+    """A folder beside the boards that is complete and of this kind: made aside and moved there, or as it was."""
     folder = _folder() / name
     if _is(folder, wanted):
         return folder
@@ -169,6 +179,12 @@ def _made(name: str, make: Callable[[Path, Progress], None], wanted: str, progre
         make(draft, progress)
         (draft / _STAMP).write_text(_stamp(wanted), encoding="utf-8")
     return folder
+
+
+def existing(name: str, wanted: str) -> Path | None:
+    """The folder that :func:`made` makes, if it is there."""
+    folder = _folder() / name
+    return folder if _is(folder, wanted) else None
 
 
 def _is(folder: Path, wanted: str) -> bool:
@@ -246,8 +262,12 @@ def _base(folder: Path, progress: Progress) -> None:
 
 
 def _install_packages(folder: Path) -> None:
-    version = (folder / _PYTHON).resolve().name.removeprefix("python")
-    index.install(_requirements(), folder / "packages", machine="aarch64", python=version)
+    index.install(_requirements(), folder / "packages", machine="aarch64", python=_version(folder))
+
+
+def _version(folder: Path) -> str:
+    """The version of the Python in a userland, such as ``3.11``."""
+    return (folder / _PYTHON).resolve().name.removeprefix("python")
 
 
 def _describe(base: Path, folder: Path, profile: Profile) -> None:

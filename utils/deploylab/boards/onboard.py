@@ -3,10 +3,12 @@
 ``guard`` lives as long as the connection and ends with it: it answers what the board is, keeps a folder for this run,
 and stops every worker and removes that folder when its input ends or is silent for too long. ``receive`` unpacks a tar
 archive from its input. Both take their order as JSON and answer in one line. Standard library and Python 3.6 only, so
-that an old system can say what it is.
+that an old system can say what it is. What is in use is locked, so that no clock decides what may be removed: a Pi
+without a battery starts in the past and jumps.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -21,7 +23,11 @@ import zlib
 
 MARK = "deploylab-board:"
 TOO_OLD = 75
-DAY_S = 86400.0
+KEPT_S = 30 * 86400.0
+"""For how long code and packages stay on a board that nobody has used."""
+_BOOT = "/proc/sys/kernel/random/boot_id"
+_L4T = "/etc/nv_tegra_release"
+_SENT = ("code-", "runtime-")
 
 
 def main(order):
@@ -37,15 +43,18 @@ def guard(order):
         signal.signal(number, lambda *_: sys.exit(1))
     try:
         folder = _folder()
-        others = _sweep(folder, order["lease_s"])
-        run = os.path.join(folder, "runs", f"{os.getpid()}-{int(time.time()):x}")
-        os.makedirs(os.path.join(run, "pids"))
+        os.makedirs(os.path.join(folder, "runs"), exist_ok=True)
+        with _locked(folder):
+            others = _sweep(folder, order["client"])
+            run = os.path.join(folder, "runs", f"{os.getpid()}-{order['client']}")
+            os.makedirs(os.path.join(run, "pids"))
+            _lock(run)
     except OSError as error:
         return _answer(error=f"cannot write to {error.filename}: {error.strerror}")
     try:
         _answer(**dict(_survey(order, folder), folder=folder, run=run, others=others))
         while select.select([0], [], [], order["lease_s"])[0] and os.read(0, 4096):
-            os.utime(run)
+            pass
     finally:
         _stop(run)
         shutil.rmtree(run, ignore_errors=True)
@@ -57,11 +66,16 @@ def receive(order):
     draft = f"{target}.unfinished-{os.getpid()}"
     try:
         if not os.path.isdir(target):
-            os.makedirs(draft)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with _locked(os.path.dirname(target)):
+                os.makedirs(draft)
+                _lock(draft)
             safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
             with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as archive:
                 archive.extractall(draft, **safely)
-            os.rename(draft, target)
+            with _locked(os.path.dirname(target)):
+                if not os.path.isdir(target):  # else another run was faster
+                    os.rename(draft, target)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         free = _free(os.path.dirname(os.path.dirname(target)))
         return _answer(error=getattr(error, "strerror", None) or str(error), free=free)
@@ -82,7 +96,17 @@ def _survey(order, folder):
         "free": _free(folder),
         "there": sorted(os.listdir(folder)),
         "installed": _installed(order["packages"]),
+        "boot": _first_line(_BOOT),
+        "l4t": _first_line(_L4T),
     }
+
+
+def _first_line(path):
+    try:
+        with open(path) as file:
+            return file.readline().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _installed(names):
@@ -109,27 +133,65 @@ def _free(folder):
         return None
 
 
-def _sweep(folder, lease_s):
-    """Remove what runs left behind that could not clean up (a power cut). Returns how many others are under way."""
+def _sweep(folder, client):
+    """Remove what runs that could not clean up have left, and what was not used for long.
+
+    Returns how many runs of others are under way.
+    """
     runs = os.path.join(folder, "runs")
-    os.makedirs(runs, exist_ok=True)
-    others = 0
-    for name in os.listdir(runs):
-        path = os.path.join(runs, name)
-        age = time.time() - os.stat(path).st_mtime
-        if age > DAY_S:
+    alive = []
+    for path in [os.path.join(runs, name) for name in os.listdir(runs)]:
+        if _in_use(path):
+            alive.append(path)
+        else:
+            _stop(path)
             shutil.rmtree(path, ignore_errors=True)
-        others += age < lease_s
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if ".unfinished-" in name and time.time() - os.stat(path).st_mtime > DAY_S:
+    for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
+        unfinished = ".unfinished-" in path and not _in_use(path)
+        forgotten = not alive and path.split("/")[-1].startswith(_SENT) and _age_s(path) > KEPT_S
+        if unfinished or forgotten:
             shutil.rmtree(path, ignore_errors=True)
-    return others
+    return sum(not path.endswith(client) for path in alive)
+
+
+def _age_s(path):
+    return time.time() - os.stat(path).st_mtime
+
+
+def _lock(path):
+    """Lock a folder for as long as this process lives. Raises OSError where another has locked it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _in_use(path):
+    try:
+        os.close(_lock(path))
+    except OSError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """The folder for this process alone, against others that make or remove something in it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _stop(run):
     """End the workers of this run, with all that they started: each has a file named after its process."""
-    for name in os.listdir(os.path.join(run, "pids")):
+    pids = os.path.join(run, "pids")
+    for name in os.listdir(pids) if os.path.isdir(pids) else ():
         try:
             with open(f"/proc/{name}/cmdline", "rb") as command:
                 if run.encode() not in command.read():
