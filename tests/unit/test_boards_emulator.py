@@ -149,6 +149,15 @@ def test_an_error_on_the_board_comes_back_with_its_last_words():
         emulator.run(require("pi4"), "-c", "1 / 0")
 
 
+def test_a_board_keeps_compiled_modules_whatever_is_set_here(monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    board = require("pi4")
+    program = "import sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
+    assert emulator.run(board, "-c", program).split() == ["False", str(board.folder / "var/cache/python")]
+    done = subprocess.run(board.shell("python3", "-c", program), capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "/var/cache/python"], done.stderr
+
+
 def test_the_shell_starts_programs_of_the_board():
     board = require("pi5")
     script = "import platform, subprocess; print(subprocess.check_output(['uname', '-m'], text=True), end='')"

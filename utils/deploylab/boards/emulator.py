@@ -27,6 +27,8 @@ from deploylab.errors import BoardError
 USERLAND = ("python3", "libstdc++6", "libgomp1", "dash", "coreutils")
 PROGRAMS = ("qemu-user", "proot")
 _QEMU, _PROOT, _PYTHON = "qemu-aarch64", "proot", "usr/bin/python3"
+# What a program in a board must not see: QEMU's libraries, and a wish to compile Python's modules at every start.
+_HIDDEN = ("LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")
 _OF_THE_CPU = ("proc/cpuinfo", "proc/device-tree", "sys/devices/system/cpu")
 _STAMP = "deploylab.stamp"
 _UNFINISHED = ".unfinished-"
@@ -81,12 +83,16 @@ class Board:
         seen = [part for folder in ("/dev", "/tmp", "/proc", "/sys", str(paths.root())) for part in ("-b", folder)]
         own = [part for name in _OF_THE_CPU for part in ("-b", f"{self.folder / name}:/{name}")]
         run = [str(self.tools / _PROOT), "-q", emulator, "-r", str(self.folder), *seen, *own, "-w", "/"]
-        inside = ("PYTHONPATH=/packages", "HOME=/", "PATH=/usr/local/bin:/usr/bin:/bin")
+        inside = (
+            *("PYTHONPATH=/packages", "PYTHONPYCACHEPREFIX=/var/cache/python"),
+            *("HOME=/", "PATH=/usr/local/bin:/usr/bin:/bin"),
+        )
         return [*self._qemu()[:2], *inside, *run, *(command or ("/bin/sh",))]
 
     def _qemu(self) -> list[str]:
         libraries = f"LD_LIBRARY_PATH={self.tools}"
-        return ["env", libraries, str(self.tools / _QEMU), "-U", "LD_LIBRARY_PATH", "-cpu", self.profile.cpu]
+        hidden = [part for name in _HIDDEN for part in ("-U", name)]
+        return ["env", libraries, str(self.tools / _QEMU), *hidden, "-cpu", self.profile.cpu]
 
 
 def create(name: str, progress: Progress = lambda step: None) -> Board:
