@@ -71,10 +71,10 @@ def test_no_address_can_be_an_option_of_ssh(text):
 
 def test_every_python_of_a_board_gets_one_version_of_each_package():
     for python in ("3.10.12", "3.11.2", "3.12.3", "3.13.5"):
-        names = [pin.name for pin in remote.requirements() if pin.holds(python)]
+        names = [pin.name for pin in index.pins() if pin.holds(python)]
         assert {"numpy", "pillow", "onnxruntime", "ncnn", "mnn", "openvino"} <= set(names)
         assert len(names) == len(set(names))
-    assert all("--hash=sha256:" in pin.text and ";" not in pin.text for pin in remote.requirements())
+    assert all("--hash=sha256:" in pin.text and ";" not in pin.text for pin in index.pins())
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_a_machine_that_cannot_run_the_engines_is_told_apart(departing, message)
 
 
 def test_wheels_are_taken_for_the_boards_c_library():
-    assert not {"manylinux_2_36_aarch64"} & set(index._for("aarch64", "3.10", 35))
-    assert {"manylinux_2_35_aarch64", "manylinux_2_17_aarch64"} <= set(index._for("aarch64", "3.10", 35))
+    assert not {"manylinux_2_36_aarch64"} & set(index.platforms("aarch64", 35))
+    assert {"manylinux_2_35_aarch64", "manylinux_2_17_aarch64"} <= set(index.platforms("aarch64", 35))
 
 
 def test_what_runs_on_the_board_alone_needs_an_old_python_only():
@@ -383,7 +383,7 @@ def test_packages_that_a_board_lacks_are_sent_once(server, board, monkeypatch, t
     downloads = []
     monkeypatch.setenv("DEPLOYLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote.index, "install", install)
-    monkeypatch.setattr(remote, "requirements", lambda: [remote.Pin("only-there", "1.0", "only-there==1.0", "")])
+    monkeypatch.setattr(index, "pins", lambda: [index.Pin("only-there", "1.0", "only-there==1.0", "")])
     for _ in range(2):
         with places.place(f"ssh:{server.address}") as place:
             assert "it is here" in place._connection.run(f"{place._python} -c 'import only_there'")

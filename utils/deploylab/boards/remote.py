@@ -15,16 +15,19 @@ import shlex
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from deploylab import engines as registry
 from deploylab import packages, paths
 from deploylab.bench import client
 from deploylab.bench.place import Place
 from deploylab.boards import index
+from deploylab.boards.halt import Halt
+from deploylab.boards.index import Pin
 from deploylab.boards.ssh import Address, Connection
 from deploylab.engines import Artifact
 from deploylab.errors import BoardError, BoardLost, DeployLabError, WorkerDied
@@ -35,23 +38,27 @@ _MACHINES = {"aarch64": "aarch64", "arm64": "aarch64", "x86_64": "x86_64"}
 _LEAST_PYTHON = (3, 10)
 _EMULATED = "(emulated)"
 _SOURCES = ("*.py", "*.c", "*.mplstyle")
+_GUIDES = "hardware/jetson/README.md", "hardware/raspberry-pi/README.md"
+_downloading = threading.Lock()
 
 
 class Remote(Place):
     """A board over SSH. Use as a context manager: leaving it ends what runs there, and the connection.
 
-    Raises :class:`BoardError` if there is no way in, if the board cannot run the engines, or if its disk is full.
+    ``halt`` ends both from another thread, at any time. Raises :class:`BoardError` if there is no way in, if the board cannot run the engines, or if its disk is full.
     """
 
-    def __init__(self, text: str, progress: Progress = lambda step: None) -> None:
+    def __init__(self, text: str, progress: Progress = lambda step: None, halt: Halt | None = None) -> None:
         address = Address.parse(text)
-        pins = requirements()
+        pins = index.pins()
         progress(f"connecting to {address}")
-        self._connection = Connection(address, sorted({pin.name for pin in pins}))
+        self._halt = halt or Halt()
+        self._connection = Connection(address, sorted({pin.name for pin in pins}), self._halt)
         try:
             self._survey = check(self._connection.survey, str(address))
+            self._pins = [pin for pin in pins if pin.holds(self._survey["python"])]
             self._code = self._send_code(progress)
-            self._runtime = self._send_runtime([pin for pin in pins if pin.holds(self._survey["python"])], progress)
+            self._runtime = self._send_runtime(progress)
             self._artifacts: dict[Path, str] = {}
             self._latest: dict[str, Any] | None = None
             self.before = self.probe()
@@ -65,9 +72,29 @@ class Remote(Place):
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def machine(self) -> str:
+        """The same for two connections that end at the same machine."""
+        return self._survey["boot"] or str(self._connection.address)
+
     def engines(self) -> Sequence[str]:
-        """Those that are installed there."""
-        return list(self.before["engines"])
+        """Those that are installed there, and those whose package has no wheel for it."""
+        return [*self.before["engines"], *(name for name in self.before["missing"] if self._unfit(name))]
+
+    def lacking(self) -> Mapping[str, str]:
+        board, python = self._connection.address, self._survey["python"]
+        return {
+            name: f"{unfit.name} {unfit.version} has no wheel for Python {python} and glibc "
+            f"{self._survey['libc'][1]} on {board}; use a system that its wheels are made for (see {_GUIDES[0]}), or install another version there"
+            if (unfit := self._unfit(name))
+            else f"not on {board}: {reason}"
+            for name, reason in self.before["missing"].items()
+        }
+
+    def _unfit(self, engine: str) -> Pin | None:
+        """The package that would have been sent for this engine, if there were a wheel that fits."""
+        needed = set(map(packages.plain, registry.get(engine).runtime_packages))
+        return next((pin for pin in self._pins if pin.name in needed), None)
 
     def cores(self) -> int:
         return self.before["machine"]["usable_cores"]
@@ -77,7 +104,7 @@ class Remote(Place):
 
     def command(self, engine: str, threads: int) -> Sequence[str]:
         if self._connection.lost:
-            raise BoardLost(self._connection.why_lost())
+            raise self._connection.loss()
         self._latest = None
         settings = " ".join(f"{name}={value}" for name, value in client.pinned(threads).items())
         # The shell stays, as it tells a signal by its exit code, which sshd does not. The guard looks for its file.
@@ -101,7 +128,7 @@ class Remote(Place):
     def explain(self, error: DeployLabError) -> DeployLabError:
         ended_by_itself = isinstance(error, WorkerDied) and not error.hung
         if not isinstance(error, BoardLost) and ended_by_itself and self._connection.lost:
-            return BoardLost(self._connection.why_lost())
+            return self._connection.loss()
         return error
 
     def notes(self) -> Sequence[str]:
@@ -112,8 +139,13 @@ class Remote(Place):
         return found + remarks(self.before["sensors"], self._after())
 
     def probe(self) -> dict[str, Any]:
-        """What :func:`deploylab.boards.probe.report` says there."""
-        return json.loads(self._connection.run(f"{self._python} -m deploylab.boards.probe").splitlines()[-1])
+        """What :func:`deploylab.boards.probe.report` says there. Raises :class:`BoardError`."""
+        used = " ".join(shlex.quote(path) for path in (self._code, self._runtime) if path)
+        said = self._connection.run(f"touch -c {used}; {self._python} -m deploylab.boards.probe")
+        try:
+            return json.loads(said.splitlines()[-1])
+        except (ValueError, IndexError):
+            raise BoardError(f"{self._connection.address} answers nonsense to a probe: {said[-200:]!r}") from None
 
     @property
     def _run(self) -> str:
@@ -143,18 +175,25 @@ class Remote(Place):
             digest.update(name.encode() + b"\0" + path.read_bytes())
         return self._send_once(f"code-{digest.hexdigest()[:16]}", lambda: files, progress, "DeployLab's code")
 
-    def _send_runtime(self, pins: Sequence[Pin], progress: Progress) -> str:
+    def _send_runtime(self, progress: Progress) -> str:
         """The folder of packages on the board; empty if what it has installed is what we would send."""
         installed = self._survey["installed"]
-        if all(installed.get(pin.name) == pin.version for pin in pins):
+        if all(installed.get(pin.name) == pin.version for pin in self._pins):
             return ""
-        kind = hashlib.sha256("\n".join(pin.text for pin in pins).encode()).hexdigest()[:16]
-        machine, glibc = _MACHINES[self._survey["machine"]], _glibc(self._survey)
-        python = ".".join(self._survey["python"].split(".")[:2])
-        name = f"runtime-{python}-{machine}-glibc{glibc}-{kind}"
+        kind = hashlib.sha256("\n".join(pin.text for pin in self._pins).encode()).hexdigest()[:16]
+        target = {
+            "machine": _MACHINES[self._survey["machine"]],
+            "python": ".".join(self._survey["python"].split(".")[:2]),
+            "glibc": _glibc(self._survey),
+        }
+        name = "runtime-{python}-{machine}-glibc{glibc}-".format(**target) + kind
 
         def files() -> list[tuple[Path, str]]:
-            return [(download(pins, name, machine, python, glibc, progress), ".")]
+            try:
+                with self._halt.here():
+                    return [(download(self._pins, name, progress, **target), ".")]
+            except DeployLabError:
+                raise self._connection.loss() if self._halt.asked else None
 
         return self._send_once(name, files, progress, "the engines' packages")
 
@@ -168,39 +207,6 @@ class Remote(Place):
                 archive.seek(0)
                 self._connection.send(archive, target)
         return target
-
-
-@dataclass(frozen=True)
-class Pin:
-    """A package that a board needs: its name, version, the lines that pin it with hashes, and for which Pythons."""
-
-    name: str
-    version: str
-    text: str
-    marker: str
-
-    def holds(self, python: str) -> bool:
-        """Whether a board with this version of Python needs it."""
-        from packaging.markers import Marker
-
-        if not self.marker:
-            return True
-        board = {"python_full_version": python, "python_version": ".".join(python.split(".")[:2])}
-        return Marker(self.marker).evaluate({**board, "sys_platform": "linux", "platform_system": "Linux"})
-
-
-def requirements(path: Path | None = None) -> list[Pin]:
-    """The packages in :file:`hardware/requirements.txt`."""
-    text = (path or paths.root() / "hardware" / "requirements.txt").read_text(encoding="utf-8")
-    found: list[Pin] = []
-    for block in text.replace("\\\n", " ").splitlines():
-        words, *hashes = block.partition("#")[0].split("--hash=")
-        pinned, _, marker = words.partition(";")
-        name, equals, version = pinned.strip().partition("==")
-        if equals:
-            lines = " \\\n    ".join([f"{name}=={version}", *(f"--hash={each.strip()}" for each in hashes)])
-            found.append(Pin(packages.plain(name), version, lines, marker.strip()))
-    return found
 
 
 def check(survey: dict[str, Any], address: str) -> dict[str, Any]:
@@ -223,20 +229,39 @@ def check(survey: dict[str, Any], address: str) -> dict[str, Any]:
     return survey
 
 
-def download(pins: Sequence[Pin], name: str, machine: str, python: str, glibc: int, progress: Progress) -> Path:
-    """The packages for such a board in a folder of this user's cache; one download serves all boards of a kind."""
+def download(pins: Sequence[Pin], name: str, progress: Progress, **target: Any) -> Path:
+    """The packages for such a board in a folder of this user's cache; one download serves all boards of a kind.
+
+    A runtime without a wheel for it is left out. Raises :class:`BoardError` if another package has none, as all
+    runtimes need it, and if the index does not answer.
+    """
     folder = paths.cache() / "remote" / name
-    if folder.is_dir():
-        return folder
-    progress("downloading the engines' packages for it (about 150 MB)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    runtimes = {packages.plain(each) for engine in registry.names() for each in registry.get(engine).runtime_packages}
+    wanted = list(pins)
+    with _downloading:
+        if folder.is_dir():
+            return folder
+        progress("downloading the engines' packages for it (about 150 MB)")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                _install(wanted, folder, **target)
+                return folder
+            except index.NoWheel as error:
+                missing = packages.plain(error.requirement.partition("==")[0])
+                if missing not in runtimes:
+                    raise
+                progress(f"no wheel of {error.requirement} for it: left out")
+                wanted = [pin for pin in wanted if pin.name != missing]
+
+
+def _install(pins: Sequence[Pin], folder: Path, **target: Any) -> None:
+    """Make ``folder`` with these packages, complete or not at all."""
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder.parent) as draft:
         wanted = Path(draft) / "requirements.txt"
         wanted.write_text("\n".join(pin.text for pin in pins) + "\n", encoding="utf-8")
-        index.install(wanted, Path(draft) / "packages", machine=machine, python=python, glibc=glibc)
-        shutil.rmtree(folder, ignore_errors=True)
+        index.install(wanted, Path(draft) / "packages", **target)
         (Path(draft) / "packages").rename(folder)
-    return folder
 
 
 def remarks(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
