@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploylab import packages, paths
+from deploylab import engines, packages, paths
 from deploylab.boards import halt
 from deploylab.errors import BoardError
 
@@ -59,6 +59,13 @@ def pins(path: Path | None = None) -> list[Pin]:
             lines = " \\\n    ".join([f"{name}=={version}", *(f"--hash={each.strip()}" for each in hashes)])
             found.append(Pin(packages.plain(name), version, lines, marker.strip()))
     return found
+
+
+def runtimes(path: Path | None = None) -> dict[str, set[str]]:
+    """The engines that a requirements file brings to a board, each with the names of its own packages."""
+    brought = {pin.name for pin in pins(path)}
+    needed = {name: set(map(packages.plain, engines.get(name).runtime_packages)) for name in engines.names()}
+    return {name: own for name, own in needed.items() if own and own <= brought}
 
 
 def install(requirements: Path, folder: Path, *, machine: str, python: str, glibc: int | None = None) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from deploylab import engines, packages, paths
 from deploylab.bench.place import Place
 from deploylab.bench.results import Instructions
-from deploylab.boards import emulator, instructions
+from deploylab.boards import emulator, index, instructions
 from deploylab.boards.remote import Remote
 from deploylab.engines import Artifact
 from deploylab.errors import InputError
@@ -28,11 +26,7 @@ class Emulated(Place):
         self.name = f"emulated {self.board.profile.title}"
 
     def engines(self) -> Sequence[str]:
-        """Those whose packages ``hardware/requirements.txt`` brings to a board."""
-        text = (paths.root() / "hardware" / "requirements.txt").read_text(encoding="utf-8")
-        brought = {packages.plain(name) for name in re.findall(r"^([\w.-]+)==", text, re.MULTILINE)}
-        runtimes = {name: engines.get(name).runtime_packages for name in engines.names()}
-        return [name for name, needed in runtimes.items() if needed and brought >= set(map(packages.plain, needed))]
+        return list(index.runtimes())
 
     def command(self, engine: str, threads: int) -> Sequence[str]:
         return self.board.python("-m", "deploylab.bench.worker")
