@@ -74,8 +74,11 @@ class Board:
             "DEPLOYLAB_HOME": str(paths.root()),
         }
         settings = [part for name, value in inside.items() for part in ("-E", f"{name}={value}")]
-        root = ("-L", str(self.folder))
-        return [*self._qemu(), *root, *settings, *qemu, str(self.folder / _PYTHON), *arguments]
+        return self.program(str(self.folder / _PYTHON), *arguments, qemu=(*settings, *qemu))
+
+    def program(self, *command: str, qemu: Sequence[str] = ()) -> list[str]:
+        """The command that runs an aarch64 program that lies on this machine. ``qemu`` adds options."""
+        return [*self._qemu(), "-L", str(self.folder), *qemu, *command]
 
     def shell(self, *command: str) -> list[str]:
         """The command that runs a program of the board, or its shell, as the whole system: it may start others."""
