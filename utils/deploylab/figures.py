@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from deploylab.bench.energy import Track
+
 STYLE = "deploylab.figures"
 RIGHT, WRONG = "C2", "C1"
 
@@ -290,6 +292,35 @@ def memory_plan(
             axes.axhline(size / 1e3, color="black", linestyle="--", label=name)
             axes.legend(loc="center right")
         axes.margins(x=0.01)
+    return figure
+
+
+def power_and_heat(track: Track, title: str, source: str = "", zones: Sequence[str] = ()) -> Figure:
+    """Power and temperatures of a board over time. ``source`` says below the figure whose readings they are.
+
+    Of the temperatures the four that rose or fell most are drawn, or those named in ``zones``.
+    """
+    watts = {name: track.rail(name) for name in track.names("rails")}
+    if track.scope not in watts:
+        watts = {"in all": track.watts(), **watts}
+    heat = {name: np.array(track.temperature(name)) for name in zones or track.names("celsius")}
+    moved = sorted((name for name in heat if np.isfinite(heat[name]).any()), key=lambda name: -np.nanstd(heat[name]))
+    panels = {
+        "power (W)": {name: values for name, values in watts.items() if np.isfinite(values).any()},
+        "temperature (°C)": {name: heat[name] for name in moved[:4]},
+    }
+    panels = {name: lines for name, lines in panels.items() if lines}
+    with _drawn(max(1, len(panels)), 1, sharex=True, figsize=(7.6, 1.4 + 2.0 * len(panels))) as (figure, grid):
+        for axes, (quantity, drawn) in zip(grid.flat, panels.items(), strict=False):
+            for name, values in drawn.items():
+                axes.plot(track.seconds, values, label=name)
+            axes.set(ylabel=quantity)
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        grid.flat[0].set_ylim(bottom=0 if "power (W)" in panels else None)
+        grid.flat[-1].set_xlabel("time (s)")
+        if source:
+            figure.supxlabel(source, fontsize=7, color="#555555")
+        _head(figure, title)
     return figure
 
 

@@ -2,17 +2,21 @@
 
 Every parser takes what is there and leaves out what it does not know: a new field or another release must never end a
 measurement. Formats: NVIDIA's developer guides ("tegrastats Utility", "Reported Statistics"), Raspberry Pi's
-documentation of ``vcgencmd``, Linux's ``Documentation/driver-api/thermal/sysfs-api.rst``.
+documentation of ``vcgencmd``, Linux's ``Documentation/driver-api/thermal/sysfs-api.rst``. What boards really printed is
+in :mod:`.recorded`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_TIMEOUT_S = 5.0
 NO_SENSOR_C = -256.0
 """What tegrastats gives for a sensor whose part of the chip has no power."""
 
@@ -56,14 +60,18 @@ class TegraStats:
     @property
     def board_mw(self) -> int | None:
         """Power of the whole module now, in milliwatts: the input rail, or the sum of rails where there is none."""
-        for name in _INPUT_RAILS:
-            if name in self.rails:
-                return self.rails[name].now_mw
-        parts = [rail.now_mw for name, rail in self.rails.items() if name in _SUMMED_RAILS]
-        return sum(parts) if parts else None
+        names = whole_power(self.rails)
+        return sum(self.rails[name].now_mw for name in names) if names else None
 
 
-_INPUT_RAILS = ("VDD_IN", "POM_5V_IN")
+def whole_power(rails: Iterable[str]) -> list[str]:
+    """The rails of a Jetson that together make its power: the input rail, or several where there is none."""
+    there = list(rails)
+    inputs = [name for name in _INPUT_RAILS if name in there]
+    return inputs[:1] or [name for name in there if name in _SUMMED_RAILS]
+
+
+_INPUT_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
 # The developer guides' "Power rails" of modules without an input rail: AGX Orin (JetPack 5 and later), AGX Xavier.
 _SUMMED_RAILS = frozenset({"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"})
 
@@ -148,6 +156,20 @@ def throttling(text: str) -> Throttling | None:
     return Throttling(*(frozenset(n for i, n in enumerate(_THROTTLING) if bits >> i + up & 1) for up in (0, 16)))
 
 
+_PMIC = re.compile(r"^\s*(\w{1,32})_([AV]) (?:current|volt)\(\d{1,3}\)=(\d{1,3}(?:\.\d{1,12})?)[AV]\s*$", re.MULTILINE)
+
+
+def pmic(text: str) -> dict[str, float]:
+    """Watts by rail from ``vcgencmd pmic_read_adc`` of a Raspberry Pi 5: those with a voltage and a current.
+
+    The 5 V input and what hangs on it directly, such as USB, have no current there and are not included.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for rail, unit, value in _PMIC.findall(text):
+        found.setdefault(rail, {})[unit] = float(value)
+    return {rail: both["A"] * both["V"] for rail, both in found.items() if len(both) == 2}
+
+
 def device_tree_model(data: bytes) -> str | None:
     """The board's name in ``/proc/device-tree/model``, which ends with a zero byte; None if it is empty."""
     return data.split(b"\0", 1)[0].decode("utf-8", "replace").strip() or None
@@ -166,3 +188,25 @@ def thermal_zones(folder: Path = Path("/sys/class/thermal")) -> dict[str, float]
 def _name(zone: Path, taken: Mapping[str, float]) -> str:
     name = (zone / "type").read_text(encoding="utf-8", errors="replace").strip() or zone.name
     return name if name not in taken else f"{name} ({zone.name})"
+
+
+def clocks(folder: Path = Path("/sys/devices/system/cpu/cpufreq")) -> list[int]:
+    """The clock of each group of cores in MHz."""
+    found = []
+    for policy in sorted(folder.glob("policy*")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int((policy / "scaling_cur_freq").read_text(encoding="ascii")) // 1000)
+    return found
+
+
+def said(*command: str) -> str:
+    """What a program of the board printed; nothing if it is not there or does not answer."""
+    if not shutil.which(command[0]):
+        return ""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr
