@@ -140,7 +140,11 @@ def test_the_probe_reads_what_is_here():
 @posix
 def test_a_guard_that_hears_nothing_ends_the_workers_and_itself(tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    command = [str(PYTHON), "-c", ssh._program({"do": "guard", "lease_s": 0.5, "packages": ["numpy", "no-such"]})]
+    command = [
+        str(PYTHON),
+        "-c",
+        ssh._program({"do": "guard", "lease_s": 0.5, "packages": ["numpy", "no-such"], "client": "me"}),
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as guard:
         survey = ssh._answer_in(guard.stdout.readline().decode())
         assert survey["installed"] == {"numpy": np.__version__}
@@ -185,7 +189,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def board(server, tmp_path, monkeypatch):
     """This machine as a board with a home of its own."""
-    home = tmp_path / "home"
+    home = tmp_path / "its home"
     home.mkdir()
     monkeypatch.setenv("DEPLOYLAB_SSH", server.config("user"))
     _behave(server, home, "/bin/sh", "-c")
@@ -300,7 +304,7 @@ def test_a_worker_that_crashes_on_the_board_costs_its_row_only(server, board, mo
 def _workers(home):
     """The shells on the board that started workers."""
     found = [(each, " ".join(each.info["cmdline"] or ())) for each in psutil.process_iter(["cmdline"])]
-    return [each for each, line in found if f"cd {home}/.cache" in line and line.startswith("/bin/sh -c cd ")]
+    return [each for each, line in found if str(home) in line and line.startswith("/bin/sh -c cd ")]
 
 
 @needs_server

@@ -236,12 +236,12 @@ def test_compare_hands_the_photos_over_as_calibration_data(tmp_path):
     from deploylab.bench import compare, subject
 
     photos = subject.Subject("signnet", None, "torch", (), "", None)
-    path = compare._Converter(photos, tmp_path, timeout_s=60.0)._calibration()
+    path = compare.Prepared(photos, tmp_path, timeout_s=60.0)._calibration()
     with np.load(path) as file:
         assert file.files == ["arr_0"]
         assert file["arr_0"].shape == (32, 1, 3, 64, 64)
     own = ((nets.pictures(), np.array([[3]])), (nets.pictures(seed=1), np.array([[4]])))
     foreign = subject.Subject("Tiny", None, "torch", own, "", None)
-    with np.load(compare._Converter(foreign, tmp_path, timeout_s=60.0)._calibration()) as file:
+    with np.load(compare.Prepared(foreign, tmp_path, timeout_s=60.0)._calibration()) as file:
         assert file["arr_1"].tolist() == [[[3]], [[4]]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration-Tiny.npz", "calibration-signnet.npz"]

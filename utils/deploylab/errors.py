@@ -48,6 +48,14 @@ class BoardLost(BoardError):
     """The connection to a board broke. What was measured before stays."""
 
 
+class BoardInterrupted(BoardLost):
+    """The user ended the work on a board. What was measured before stays."""
+
+
+class BundleError(DeployLabError):
+    """A bundle for a machine without a network cannot be made, or is not whole."""
+
+
 class ParityError(DeployLabError):
     """An engine's output departs from the reference by more than the tolerance."""
 

@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,11 +35,19 @@ from deploylab.bench import client, ledger, subject
 from deploylab.bench.client import Worker
 from deploylab.bench.latency import Summary
 from deploylab.bench.place import HERE, Place
-from deploylab.bench.results import LOST, ColdStart, Comparison, Memory, Ratio, Row
+from deploylab.bench.results import INTERRUPTED, LOST, PARTIAL, ColdStart, Comparison, Memory, Ratio, Row
 from deploylab.bench.subject import Subject
 from deploylab.engines import Artifact, Engine, hash_source
 from deploylab.engines.footprint import Footprint
-from deploylab.errors import BoardLost, DeployLabError, InputError, WorkerDied, WorkerError
+from deploylab.errors import (
+    BoardInterrupted,
+    BoardLost,
+    DeployLabError,
+    InputError,
+    WorkerDied,
+    WorkerError,
+    without_frames,
+)
 from deploylab.parity import Verdict
 
 if TYPE_CHECKING:
@@ -71,7 +80,7 @@ class Effort:
 
 
 def compare(
-    model: str | Path | torch.nn.Module | Subject = "signnet",
+    model: str | Path | torch.nn.Module | Subject | Prepared = "signnet",
     engines: Sequence[str] | None = None,
     threads: Sequence[int] = (1,),
     precision: Sequence[str] = ("fp32",),
@@ -94,7 +103,8 @@ def compare(
     """Compare engines on one model.
 
     ``model`` is a name from :func:`deploylab.models.names`, the path of an ONNX file (``shapes`` fixes symbolic axes),
-    a torch module with an ``example`` input, or a prepared :class:`Subject`. ``engines=None`` takes all that are
+    a torch module with an ``example`` input, a :class:`Subject`, or what :func:`prepare` made of any of these for more
+    than one comparison, which may be in threads of their own then. ``engines=None`` takes all that are
     installed; ``"litert:kernels=reference"`` is an engine with an option of its conversion, and several options have
     colons between. ``image`` is a picture that becomes the first and the timed input. ``samples`` calls a row are timed
     in ``rounds`` rounds, for at most ``max_seconds`` a row; 662 are needed for a p99. No single request to a worker may
@@ -121,11 +131,9 @@ def compare(
     begin = time.perf_counter()
     with steps("preparing the model, its inputs and the float64 reference"):
         notes += _busy_before(place)
-        what = _subject(model, Path(image) if image is not None else None, example, shapes)
-        if not accuracy:
-            what = replace(what, test=None)
-    converter = _Converter(what, Path(out_dir) if out_dir else paths.build() / "artifacts", timeout_s)
-    artifacts = _convert_all(rows, converter, steps)
+        prepared = prepare(model, image, example=example, shapes=shapes, out_dir=out_dir, timeout_s=timeout_s)
+        what = prepared.what if accuracy else replace(prepared.what, test=None)
+    artifacts = _convert_all(rows, prepared, place, steps)
     bench = _Bench(what, effort, place, steps)
     bench.run(rows, artifacts, memory)
     baselines = _set_ratios(rows)
@@ -154,6 +162,37 @@ def compare(
     return comparison
 
 
+def prepare(
+    model: str | Path | torch.nn.Module | Subject | Prepared,
+    image: Path | str | None = None,
+    *,
+    example: np.ndarray | Sequence[np.ndarray] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    out_dir: Path | str | None = None,
+    timeout_s: float = 300.0,
+) -> Prepared:
+    """A model with its reference, for comparisons at several places: what is converted for one serves the others.
+
+    Arguments and errors as of :func:`compare`.
+    """
+    if isinstance(model, Prepared):
+        return model
+    what = _subject(model, Path(image) if image is not None else None, example, shapes)
+    return Prepared(what, Path(out_dir) if out_dir else paths.build() / "artifacts", timeout_s)
+
+
+def convert(
+    prepared: Prepared,
+    engines: Sequence[str] | None,
+    precision: Sequence[str],
+    place: Place,
+    progress: Progress | None = None,
+) -> None:
+    """Convert what a comparison at ``place`` will need, so that it finds it then. An engine that fails, fails there."""
+    rows, _ = _plan(prepared, engines, (1,), precision, place)
+    _convert_all(rows, prepared, place, _Steps(progress, len(rows)))
+
+
 def _plan(
     model: Any, engines: Sequence[str] | None, threads: Sequence[int], precision: Sequence[str], place: Place
 ) -> tuple[list[Row], list[str]]:
@@ -166,6 +205,7 @@ def _plan(
         raise InputError("give at least one precision, such as fp32")
     chosen, notes = [_variant(text) for text in dict.fromkeys(engines or ())], []
     if not chosen:
+        model = model.what if isinstance(model, Prepared) else model
         kind = model.kind if isinstance(model, Subject) else "onnx" if _is_onnx(model) else "torch"
         taken = [name for name in registry.names() if kind in registry.get(name).accepts]
         chosen = [(name, {}) for name in taken]
@@ -222,15 +262,32 @@ def _is_onnx(model: Any) -> bool:
     return isinstance(model, (str, os.PathLike)) and str(model).lower().endswith(".onnx")
 
 
-@dataclass
-class _Converter:
-    """Converts for one engine after the other, each in a process of its own that can crash or hang alone."""
+class Prepared:
+    """A model and what engines made of it; :func:`prepare` makes one.
 
-    what: Subject
-    out_dir: Path
-    timeout_s: float
+    Conversions run one after the other, each in a process of its own that can crash or hang alone, and each once.
+    """
 
-    def __call__(self, engine: Engine, precision: str, options: Mapping[str, Any]) -> Artifact:
+    def __init__(self, what: Subject, out_dir: Path, timeout_s: float) -> None:
+        self.what, self.out_dir, self.timeout_s = what, out_dir, timeout_s
+        self._made: dict[str, Artifact | DeployLabError] = {}
+        self._converting = threading.Lock()
+
+    def artifact(self, row: Row) -> Artifact:
+        """What a row runs. Raises the :class:`DeployLabError` that its conversion ended with, now or before."""
+        with self._converting:
+            if row.variant not in self._made:
+                try:
+                    engine = registry.get(row.engine)
+                    self._made[row.variant] = self._convert(engine, row.precision, row.options)
+                except DeployLabError as error:
+                    self._made[row.variant] = without_frames(error)
+        made = self._made[row.variant]
+        if isinstance(made, DeployLabError):
+            raise made
+        return made
+
+    def _convert(self, engine: Engine, precision: str, options: Mapping[str, Any]) -> Artifact:
         example = self.what.samples[0]
         wanted = self.what.source, example, self.out_dir, precision
         if precision in engine.calibrated:
@@ -265,20 +322,23 @@ class _Converter:
         return self.what.origin
 
 
-def _convert_all(rows: Sequence[Row], converter: _Converter, steps: _Steps) -> dict[str, Artifact]:
+def _convert_all(rows: Sequence[Row], prepared: Prepared, place: Place, steps: _Steps) -> dict[str, Artifact]:
     """The artifact of every variant that could be converted; the rows of the others say why not."""
     artifacts: dict[str, Artifact] = {}
+    lacking = place.lacking()
     for variant in dict.fromkeys(row.variant for row in rows):
         concerned = [row for row in rows if row.variant == variant]
         with steps(f"converting for {variant}"):
-            engine = registry.get(concerned[0].engine)
-            state = engine.available()
+            if concerned[0].engine in lacking:
+                _fail_all(concerned, "unavailable", lacking[concerned[0].engine])
+                continue
+            state = registry.get(concerned[0].engine).available()
             if not state.ok:
                 reason = state.reason + (f"; try: {state.fix}" if state.fix else "")
                 _fail_all(concerned, "unavailable", reason)
                 continue
             try:
-                artifact = converter(engine, concerned[0].precision, concerned[0].options)
+                artifact = prepared.artifact(concerned[0])
             except DeployLabError as error:
                 _fail_all(concerned, _status(error), str(error))
                 continue
@@ -290,6 +350,8 @@ def _convert_all(rows: Sequence[Row], converter: _Converter, steps: _Steps) -> d
 
 
 def _status(error: DeployLabError) -> str:
+    if isinstance(error, BoardInterrupted):
+        return INTERRUPTED
     if isinstance(error, BoardLost):
         return LOST
     return "crashed" if isinstance(error, WorkerDied) else "failed"
@@ -442,7 +504,7 @@ class _Bench:
                         clocks[label].append((answer["cpu_seconds"], answer["wall_seconds"]))
                         row.round_p50.append(statistics.median(answer["samples"]))
         for label, row in rows.items():
-            if row.ok or (row.status == LOST and samples[label]):
+            if row.ok or (row.status in PARTIAL and samples[label]):
                 row.latency = Summary.of(samples[label])
                 cpu, wall = map(sum, zip(*clocks[label], strict=True))
                 row.cores_used = cpu / wall
@@ -450,8 +512,9 @@ class _Bench:
 
     def _remark_on_rounds(self, row: Row, rounds: int) -> None:
         share = f"{rounds} of {self.effort.rounds} rounds"
-        if row.status == LOST:
-            row.notes.append(f"a part of the measurement: the connection was lost after {share}")
+        if row.status in PARTIAL:
+            what = "the connection was lost" if row.status == LOST else "it was interrupted"
+            row.notes.append(f"a part of the measurement: {what} after {share}")
         elif rounds < self.effort.rounds:
             row.notes.append(f"slow: {share} took all its time")
 

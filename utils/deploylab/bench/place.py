@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,12 @@ class Place:
     timed = True
 
     def engines(self) -> Sequence[str]:
-        """Names of the engines that may run there."""
+        """Names of the engines that are compared there if none is named: a row for each."""
         return engines.names()
+
+    def lacking(self) -> Mapping[str, str]:
+        """Engines that cannot run there, with the reason and what to do."""
+        return {}
 
     def cores(self) -> int:
         """How many cores a worker there can keep busy."""

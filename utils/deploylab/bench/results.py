@@ -12,8 +12,10 @@ from deploylab.errors import InputError
 from deploylab.parity import Tolerance, Verdict
 
 MIB = 1 << 20
-LOST = "lost"
-"""The status of a row whose board was lost."""
+LOST, INTERRUPTED = "lost", "interrupted"
+"""The status of a row whose board was lost, or on which the user ended the work."""
+PARTIAL = (LOST, INTERRUPTED)
+"""Rows of this status keep what was measured before."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ class Row:
     """One engine with one thread count and precision. What could not be measured is None; ``reason`` says why.
 
     ``status`` is ``ok``, ``parity`` (the output is wrong, so nothing was timed), ``failed`` (it said why),
-    ``crashed`` (its process ended or hung), ``lost`` (the connection to the board broke; what was measured before is
-    kept) or ``unavailable``. ``bytes`` is the size of the artifact; ``footprint``
-    what a board must carry besides. ``cores_used`` is processor time divided by wall time during the timed calls.
-    ``round_p50`` holds the median latency of every round in milliseconds. ``options`` are those of the conversion.
+    ``crashed`` (its process ended or hung), ``lost`` (the connection to the board broke) or ``interrupted`` (the user
+    ended it; with both, what was measured before is kept), or ``unavailable``. ``bytes`` is the size of the artifact;
+    ``footprint`` what a board must carry besides. ``cores_used`` is processor time divided by wall time during the
+    timed calls. ``round_p50`` holds the median latency of every round in milliseconds. ``options`` are those of the
+    conversion.
     """
 
     engine: str
@@ -118,9 +121,9 @@ class Row:
         return ", ".join([self.engine, *precision, *(f"{key}={value}" for key, value in self.options.items())])
 
     def fail(self, status: str, reason: str) -> None:
-        """Note a failure. A row that failed shows no latency, unless it was the board that was lost."""
+        """Note a failure. A row that failed shows no latency, unless it was not the engine that failed."""
         self.status, self.reason = status, reason
-        if status != LOST:
+        if status not in PARTIAL:
             self.latency = self.ratio = None
 
 

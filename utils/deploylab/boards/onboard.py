@@ -41,8 +41,8 @@ def guard(order):
     """Answer what the board is, then wait: ``lease_s`` seconds without a sign of life end the run."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
+    folder = _folder()
     try:
-        folder = _folder()
         os.makedirs(os.path.join(folder, "runs"), exist_ok=True)
         with _locked(folder):
             others = _sweep(folder, order["client"])
@@ -50,7 +50,7 @@ def guard(order):
             os.makedirs(os.path.join(run, "pids"))
             _lock(run)
     except OSError as error:
-        return _answer(error=f"cannot write to {error.filename}: {error.strerror}")
+        return _answer(error=f"cannot write to {error.filename or folder}: {error.strerror}")
     try:
         _answer(**dict(_survey(order, folder), folder=folder, run=run, others=others))
         while select.select([0], [], [], order["lease_s"])[0] and os.read(0, 4096):

@@ -11,8 +11,8 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shlex
-import shutil
 import tarfile
 import tempfile
 import threading
@@ -36,16 +36,21 @@ Progress = Callable[[str], None]
 
 _MACHINES = {"aarch64": "aarch64", "arm64": "aarch64", "x86_64": "x86_64"}
 _LEAST_PYTHON = (3, 10)
+_JETPACKS = {"28": "3", "32": "4", "34": "5", "35": "5"}
 _EMULATED = "(emulated)"
 _SOURCES = ("*.py", "*.c", "*.mplstyle")
-_GUIDES = "hardware/jetson/README.md", "hardware/raspberry-pi/README.md"
+_GUIDES = {
+    "jetson": 'hardware/jetson/README.md, "JetPack 4 and 5", says what works there',
+    "pi": "hardware/raspberry-pi/README.md says which systems fit",
+}
 _downloading = threading.Lock()
 
 
 class Remote(Place):
     """A board over SSH. Use as a context manager: leaving it ends what runs there, and the connection.
 
-    ``halt`` ends both from another thread, at any time. Raises :class:`BoardError` if there is no way in, if the board cannot run the engines, or if its disk is full.
+    ``halt`` ends both from another thread, at any time. Raises :class:`BoardError` if there is no way in, if the board
+    cannot run the engines, or if its disk is full.
     """
 
     def __init__(self, text: str, progress: Progress = lambda step: None, halt: Halt | None = None) -> None:
@@ -62,8 +67,10 @@ class Remote(Place):
             self._artifacts: dict[Path, str] = {}
             self._latest: dict[str, Any] | None = None
             self.before = self.probe()
-        except BaseException:
+        except BaseException as error:
             self._connection.close()
+            if self._halt.asked and isinstance(error, BoardError):
+                raise self._connection.loss() from None
             raise
         board = self.before["machine"].get("board") or self.before["machine"]["cpu"]
         self.name = f"{board} ({address})"
@@ -82,14 +89,17 @@ class Remote(Place):
         return [*self.before["engines"], *(name for name in self.before["missing"] if self._unfit(name))]
 
     def lacking(self) -> Mapping[str, str]:
-        board, python = self._connection.address, self._survey["python"]
-        return {
-            name: f"{unfit.name} {unfit.version} has no wheel for Python {python} and glibc "
-            f"{self._survey['libc'][1]} on {board}; use a system that its wheels are made for (see {_GUIDES[0]}), or install another version there"
-            if (unfit := self._unfit(name))
-            else f"not on {board}: {reason}"
-            for name, reason in self.before["missing"].items()
-        }
+        return {name: self._why_lacking(name, reason) for name, reason in self.before["missing"].items()}
+
+    def _why_lacking(self, engine: str, reason: str) -> str:
+        unfit, board = self._unfit(engine), self._connection.address
+        if not unfit:
+            return f"not on {board}: {reason}"
+        return (
+            f"{unfit.name} {unfit.version} has no wheel for Python {self._survey['python']} and glibc "
+            f"{self._survey['libc'][1]} on {board}. The guides in hardware/ say which systems have one; a version that "
+            "you install there by hand is used too"
+        )
 
     def _unfit(self, engine: str) -> Pin | None:
         """The package that would have been sent for this engine, if there were a wheel that fits."""
@@ -189,11 +199,8 @@ class Remote(Place):
         name = "runtime-{python}-{machine}-glibc{glibc}-".format(**target) + kind
 
         def files() -> list[tuple[Path, str]]:
-            try:
-                with self._halt.here():
-                    return [(download(self._pins, name, progress, **target), ".")]
-            except DeployLabError:
-                raise self._connection.loss() if self._halt.asked else None
+            with self._halt.here():
+                return [(download(self._pins, name, progress, **target), ".")]
 
         return self._send_once(name, files, progress, "the engines' packages")
 
@@ -215,18 +222,29 @@ def check(survey: dict[str, Any], address: str) -> dict[str, Any]:
     if survey["system"] != "Linux":
         raise BoardError(f"{address} runs {survey['system']}; boards are measured under Linux")
     if survey["machine"] not in _MACHINES or survey["bits"] != 64:
+        kernel = ", and only its kernel is 64-bit" if survey["machine"] in _MACHINES else ""
         raise BoardError(
-            f"{address} runs a {survey['bits']}-bit system on {survey['machine']}; the engines publish packages for "
-            "64-bit aarch64 and x86_64 only. Install a 64-bit system (Raspberry Pi OS: the image named 64-bit)"
+            f"{address} runs a {survey['bits']}-bit system on {survey['machine']}{kernel}; the engines publish "
+            f"packages for 64-bit aarch64 and x86_64 only. Install a 64-bit system; {_GUIDES['pi']}"
         )
     if survey["libc"][0] != "glibc":
         raise BoardError(f"{address} has no GNU C library, which the engines' packages need; use Debian or Ubuntu")
     if python < _LEAST_PYTHON:
-        raise BoardError(
-            f"{address} has Python {survey['python']}; DeployLab needs {'.'.join(map(str, _LEAST_PYTHON))} or later "
-            "there, as python3 or as python3.10 to python3.13"
-        )
+        raise BoardError(_too_old(survey, address))
     return survey
+
+
+def _too_old(survey: dict[str, Any], address: str) -> str:
+    """What to do where Python is too old, which on a Jetson is not a matter of updates."""
+    system, cure = "", f"install a newer system; {_GUIDES['pi']}"
+    release = re.match(r"# R(\d+)", survey.get("l4t", ""))
+    if release:
+        system = f" (L4T {release[1]}, so JetPack {_JETPACKS.get(release[1], 'of an unknown version')})"
+        cure = (
+            "leave the system's Python alone, NVIDIA's packages need it, and put one beside it, such as "
+            f"`uv python install 3.10`; it is found in ~/.local/bin. {_GUIDES['jetson']}, also with TensorRT"
+        )
+    return f"{address} has Python {survey['python']}{system}; DeployLab needs 3.10 or later there: {cure}"
 
 
 def download(pins: Sequence[Pin], name: str, progress: Progress, **target: Any) -> Path:

@@ -14,9 +14,12 @@ import queue
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
+import time
+import uuid
 import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,7 +28,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from deploylab.boards import onboard
-from deploylab.errors import BoardError, BoardLost, InputError
+from deploylab.boards.halt import Halt
+from deploylab.errors import BoardError, BoardInterrupted, BoardLost, InputError
 
 LEASE_S = 60.0
 """A board that has heard nothing for so long ends the run by itself."""
@@ -33,7 +37,13 @@ BEAT_S = 10.0
 START_TIMEOUT_S = 120.0
 SEND_TIMEOUT_S = 3600.0
 _GRACE_S = 5.0
+_ABANDONED_AFTER_S = 3600.0
+_PREFIX = "dl-ssh-"
+_CLIENT = uuid.uuid4().hex
+"""Names this process to the boards, so that its own runs there do not count as another's."""
 _LEAST_PYTHON = (3, 10)
+_OWN_PYTHONS = ("$HOME/.local/bin", "$HOME/miniforge3/bin")
+"""Where uv and Miniforge put a Python that an old system lacks. A login without a terminal does not look there."""
 _PYTHONS = ("python3", "python3.13", "python3.12", "python3.11", "python3.10")
 _LOST = 255
 """The exit code of ssh for errors of its own."""
@@ -59,7 +69,10 @@ class Address:
         found = _ADDRESS.fullmatch(text)
         port = int(found["port"]) if found and found["port"] else None
         if not found or (port is not None and not 0 < port < 65536):
-            raise InputError(f"ssh:{text} is no address; give ssh:USER@HOST or ssh:USER@HOST:PORT, such as ssh:pi@pi4")
+            raise InputError(
+                f"ssh:{text} is no address; give ssh:USER@HOST or ssh:USER@HOST:PORT, such as ssh:pi@pi4 "
+                "(an IPv6 address in brackets: ssh:pi@[fe80::1%eth0])"
+            )
         host = found["host"].strip("[]")
         return cls(f"{found['user']}@{host}" if found["user"] else host, port)
 
@@ -70,16 +83,19 @@ class Address:
 class Connection:
     """A login that stays open, and with it a guard on the board that ends what runs there when it closes or breaks.
 
-    ``survey`` is what the guard says of the board. Raises :class:`BoardError` if there is no way in, saying why.
+    ``survey`` is what the guard says of the board. ``halt`` ends the connection from another thread. Raises
+    :class:`BoardError` if there is no way in, saying why.
     """
 
-    def __init__(self, address: Address, packages: Sequence[str]) -> None:
+    def __init__(self, address: Address, packages: Sequence[str], halt: Halt | None = None) -> None:
         self.address = address
-        self._folder = Path(tempfile.mkdtemp(prefix="dl-ssh-", dir=_short_folder()))
+        self._halt = halt or Halt()
+        _sweep()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_short_folder()))
         self._said: deque[str] = deque(maxlen=20)
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._closed = threading.Event()
-        order = {"do": "guard", "lease_s": LEASE_S, "packages": list(packages)}
+        order = {"do": "guard", "lease_s": LEASE_S, "packages": list(packages), "client": _CLIENT}
         try:
             self._master = subprocess.Popen(
                 [*self._ssh(master=True), _any_python(order)],
@@ -87,6 +103,7 @@ class Connection:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in the terminal is for us; we close the connection
+                env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},  # a host on the way knows no BatchMode
             )
         except OSError as error:
             self._forget()
@@ -94,7 +111,10 @@ class Connection:
                 f"cannot start {_client()[0]}: {error.strerror or error}; install OpenSSH's client, such as "
                 "`sudo apt install openssh-client`"
             ) from error
-        for work in (self._read_answers, self._read_errors, self._beat):
+        self._halt.ends(self._master)
+        self._errors = threading.Thread(target=self._read_errors, daemon=True)
+        self._errors.start()
+        for work in (self._read_answers, self._beat):
             threading.Thread(target=work, daemon=True).start()
         try:
             self.survey = self._first_answer()
@@ -111,10 +131,12 @@ class Connection:
             self._master.wait(0.5)
         return self._master.poll() is not None
 
-    def why_lost(self) -> str:
-        """What there is to say about a connection that broke."""
+    def loss(self) -> BoardLost:
+        """What there is to say about a connection that broke, or that was ended by the halt."""
+        if self._halt.asked:
+            return BoardInterrupted(f"interrupted; what ran on {self.address} was ended")
         last = self._last_words()
-        return f"the connection to {self.address} was lost" + (f" ({last})" if last else "")
+        return BoardLost(f"the connection to {self.address} was lost" + (f" ({last})" if last else ""))
 
     def command(self, script: str) -> list[str]:
         """The command that runs a script of the POSIX shell on the board."""
@@ -123,13 +145,15 @@ class Connection:
     def run(self, script: str, *, stdin: IO[bytes] | int = subprocess.DEVNULL, timeout_s: float = 120.0) -> str:
         """What a script of the POSIX shell prints on the board. Raises :class:`BoardError` with its last words."""
         if self.lost:
-            raise BoardLost(self.why_lost())
+            raise self.loss()
         try:
-            done = subprocess.run(self.command(script), stdin=stdin, capture_output=True, timeout=timeout_s)
+            done = subprocess.run(
+                self.command(script), stdin=stdin, capture_output=True, timeout=timeout_s, start_new_session=True
+            )
         except subprocess.TimeoutExpired:
             raise BoardError(f"{self.address} did not answer within {timeout_s:g} s") from None
         if done.returncode == _LOST and self.lost:
-            raise BoardLost(self.why_lost())
+            raise self.loss()
         if done.returncode:
             last = "\n  ".join(done.stderr.decode("utf-8", "replace").strip().splitlines()[-6:])
             raise BoardError(f"a command on {self.address} ended with exit code {done.returncode}:\n  {last}")
@@ -163,6 +187,7 @@ class Connection:
         except subprocess.TimeoutExpired:
             self._master.kill()
             self._master.wait()
+        self._halt.leaves(self._master)
         self._forget()
 
     def _ssh(self, master: bool = False) -> list[str]:
@@ -183,7 +208,7 @@ class Connection:
                     f"{self.address} lets us in but starts no Python within {START_TIMEOUT_S:g} s"
                 ) from None
             if line is None:
-                raise self._refused()
+                raise self.loss() if self._halt.asked else self._refused()
             answer = _answer_in(line)
             if answer is None:
                 noise.append(line.strip())
@@ -200,11 +225,14 @@ class Connection:
     def _refused(self) -> BoardError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._master.wait(_GRACE_S)
+        self._errors.join(_GRACE_S)
         said = "\n".join(self._said)
         for pattern, meaning in _REASONS:
-            if re.search(pattern, said):
-                what = meaning.format(target=self.address.target, host=self.address.target.rpartition("@")[2],
-                                      port=f" -p {self.address.port}" if self.address.port else "")  # fmt: skip
+            if found := re.search(pattern, said):
+                target, port = self.address.target, f" -p {self.address.port}" if self.address.port else ""
+                if _NO_WAY_THROUGH in said and found.groupdict().get("by"):
+                    target, port = found["by"], ""  # the host on the way refused
+                what = meaning.format(target=target, host=target.rpartition("@")[2], port=port)
                 return BoardError(f"no connection to {self.address}: {what}. ssh said: {self._last_words()}")
         return BoardError(
             f"no connection to {self.address}: ssh ended with exit code {self._master.poll()}. "
@@ -236,6 +264,8 @@ class Connection:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+_NO_WAY_THROUGH = "UNKNOWN port"
+"""What ssh says beside the reason when it was the host of a ProxyJump that let nobody through."""
 _REASONS = (
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
@@ -247,10 +277,14 @@ _REASONS = (
         "its host key is not known here yet. Log in once by hand, `ssh{port} {target}`, and compare the fingerprint",
     ),
     (
-        "Permission denied|Too many authentication failures",
-        "it does not accept your key. Put it there with `ssh-copy-id{port} {target}`; passwords are not asked for",
+        r"(?:(?P<by>\S+@[^\s:]+): )?Permission denied|Too many authentication failures",
+        "{target} does not accept your key. Put it there with `ssh-copy-id{port} {target}`; no password is asked for",
     ),
     ("Connection refused", "nothing listens there. Is its SSH server switched on, and is the port right?"),
+    (
+        "No module named",
+        "its Python lacks a part of the standard library; install all of it, such as `sudo apt install python3`",
+    ),
     ("Could not resolve hostname", "no such host. Is the name right? On many networks it is NAME.local"),
     (
         "No route to host|Network is unreachable|timed out|Timeout",
@@ -263,29 +297,53 @@ def _client() -> list[str]:
     return shlex.split(os.environ.get("DEPLOYLAB_SSH", "")) or ["ssh"]
 
 
+def _sweep() -> None:
+    """Remove the folders of connections whose process was killed: those without a socket that answers."""
+    if os.name != "posix":  # no sockets there
+        return
+    for folder in Path(_short_folder() or tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid != os.getuid() or time.time() - folder.stat().st_mtime < _ABANDONED_AFTER_S:
+                continue
+            for left in folder.iterdir():
+                with socket.socket(socket.AF_UNIX) as probe:
+                    if probe.connect_ex(str(left)) == 0:
+                        break
+                left.unlink()
+            else:
+                folder.rmdir()
+
+
 def _short_folder() -> str | None:
     """A socket's path may have no more than about 100 characters."""
     return None if len(tempfile.gettempdir()) < 60 or not os.path.isdir("/tmp") else "/tmp"
 
 
 def _program(order: Mapping[str, Any]) -> str:
-    """Python code in one line that does ``order`` on the board; no character in it means anything to a shell."""
+    """Python code in one line that does ``order`` on the board."""
     source = Path(onboard.__file__).read_text(encoding="utf-8") + f"\nmain(json.loads({json.dumps(order)!r}))\n"
     packed = base64.b64encode(zlib.compress(source.encode(), 9)).decode("ascii")
-    return f"import base64,zlib;exec(zlib.decompress(base64.b64decode('{packed}')))"
+    too_old = f"sys.version_info<(3,6)and sys.exit({onboard.TOO_OLD})"  # it could not even read the program
+    return f"import base64,sys,zlib;{too_old};exec(zlib.decompress(base64.b64decode('{packed}')))"
 
 
 def _any_python(order: Mapping[str, Any]) -> str:
     """A command that does ``order`` with the first Python that is new enough, or with whichever there is."""
     program = _program({**order, "least": list(_LEAST_PYTHON)})
-    last = _program(order)
-    error = onboard.MARK + json.dumps({"error": "it has no python3; install it, such as `sudo apt install python3`"})
+    missing = _say_error("it has no python3; install it, such as `sudo apt install python3`")
+    ancient = _say_error("its python3 is older than 3.6; it needs 3.10 or later, and so a newer system")
     script = (
+        f'PATH="$PATH:{":".join(_OWN_PYTHONS)}"; '
         f"for p in {' '.join(_PYTHONS)}; do if command -v $p >/dev/null 2>&1; then $p -c {shlex.quote(program)}; c=$?; "
         f"[ $c = {onboard.TOO_OLD} ] || exit $c; old=$p; fi; done; "
-        f'if [ "$old" ]; then exec $old -c {shlex.quote(last)}; fi; echo {shlex.quote(error)}'
+        f'if [ "$old" ]; then $old -c {shlex.quote(_program(order))} || {ancient}; else {missing}; fi'
     )
     return f"exec /bin/sh -c {shlex.quote(script)}"
+
+
+def _say_error(text: str) -> str:
+    """The shell command that answers as :mod:`.onboard` does."""
+    return "echo " + shlex.quote(onboard.MARK + json.dumps({"error": text}))
 
 
 def _answer_in(text: str) -> dict[str, Any] | None:
