@@ -560,17 +560,18 @@ def lock(environment, options):
         "Resolving for all Pythons and platforms", [*command, *quiet, ROOT / "pyproject.toml", "-o", draft], env=env
     )
     target.write_text(LOCK_HEADER + "\n".join(shortened(draft.read_text().splitlines())) + "\n")
-    lock_for_boards(venv_tool(environment.venv, "uv"), quiet, env)
+    for folder in (ROOT / "hardware", ROOT / "hardware" / "bundle"):
+        lock_for_boards(folder, venv_tool(environment.venv, "uv"), quiet, env)
     return 0
 
 
-def lock_for_boards(uv, quiet, env):
-    """Compile hardware/requirements.txt: the versions of constraints.txt, with the hashes of all wheels."""
-    folder, draft, left_out = ROOT / "hardware", ROOT / "build" / "requirements.txt", ROOT / "build" / "left_out.txt"
+def lock_for_boards(folder, uv, quiet, env):
+    """Compile the folder's requirements.txt: the versions of constraints.txt, with the hashes of all wheels."""
+    draft, left_out = ROOT / "build" / "requirements.txt", ROOT / "build" / "left_out.txt"
     left_out.write_text("openvino-telemetry; python_version < '3'\n")  # as in pyproject.toml
     command = [uv, "pip", "compile", "--no-config", "--universal", "--python-version", "3.10", "--generate-hashes"]
     wanted = [folder / "requirements.in", "-c", ROOT / "constraints.txt", "--override", left_out, "-o", draft]
-    run_step("Resolving for boards", [*command, *quiet, *wanted], env=env)
+    run_step(f"Resolving for {folder.relative_to(ROOT)}", [*command, *quiet, *wanted], env=env)
     header = "# What requirements.in asks for, with the hashes of all wheels. Made by `make lock`; do not edit.\n"
     (folder / "requirements.txt").write_text(header + draft.read_text())
 

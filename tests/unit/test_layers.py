@@ -14,7 +14,7 @@ FLOORS = (
     {"engines"},
     {"parity"},
     {"bench"},
-    {"boards", "checks", "doctor", "drawing", "figures", "report", "serving"},
+    {"boards", "bundle", "checks", "doctor", "drawing", "figures", "report", "serving"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,7 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,13 +69,16 @@ def compare(
     accuracy: Annotated[bool, typer.Option(help="Also measure accuracy, where the model has a test split.")] = True,
     on: Annotated[
         list[str] | None,
-        typer.Option(help="Run on a board: ssh:pi@host, or emulated:pi4, which counts instructions. Repeatable."),
+        typer.Option(
+            help="Run on a board: ssh:pi@host, or emulated:pi4, which counts instructions; or here. Repeatable: boards "
+            "over SSH are measured at the same time."
+        ),
     ] = None,
 ) -> None:
     """Run a model through the engines: parity first, then latency, cold start, memory. Rows go to the ledger.
 
     Exit code 1 if an engine gave a wrong output, crashed or hung, if one that was named could not run, or if a board
-    was not reached or lost.
+    was not reached or lost; 130 after Ctrl-C, which keeps what boards have measured.
     """
     with _clear_errors():
         options: dict[str, Any] = {
@@ -93,39 +96,48 @@ def compare(
         }
         _require_files(model, image)
         files = (json_file, html_file, png_file, markdown_file)
-        results = []
-        wrong = False
-        for where in on or [""]:
-            try:
-                result = _compare_at(where, model, options)
-            except DeployLabError as error:
-                if len(on or ()) < 2:
-                    raise
-                typer.echo(f"error: {where}: {error}", err=True)  # the other boards need not suffer
-                wrong = True
-                continue
-            results.append(result)
-            _show(result)
-            wrong |= _write_files(result, *(_name_for(file, where if len(on or ()) > 1 else "") for file in files))
-        if len(results) > 1:
-            _show_side_by_side(results)
+        wheres = list(dict.fromkeys(on or ()))
+        interrupted = False
+        if wheres:
+            results, wrong, interrupted = _compare_at(wheres, model, options, files)
+        else:
+            results = [_compare_here(model, options)]
+            _show(results[0])
+            wrong = _write_files(results[0], *files)
     statuses = ("parity", "crashed", "lost", *(("failed", "unavailable") if engines else ()))
     failed = any(result.failures(*statuses) or not result.passed for result in results)
-    raise typer.Exit(1 if wrong or failed else 0)
+    raise typer.Exit(INTERRUPTED if interrupted else 1 if wrong or failed else 0)
 
 
-def _compare_at(where: str, model: str, options: dict[str, Any]) -> Comparison:
-    """Compare on the board that ``where`` names, here if it is empty."""
+def _compare_here(model: str, options: dict[str, Any]) -> Comparison:
     from deploylab.bench.compare import compare as run
 
-    with ExitStack() as open_places:
-        if where:
-            from deploylab.boards import places
+    with _progress() as told:
+        return run(model, progress=lambda done, total, text: told("", done, total, text), **options)
 
-            place = places.place(where, progress=lambda step: typer.echo(f"{where}: {step}", err=True))
-            options = {**options, "place": open_places.enter_context(place)}
-        with _progress() as progress:
-            return run(model, progress=progress, **options)
+
+def _compare_at(
+    wheres: list[str], model: str, options: dict[str, Any], files: Sequence[Path | None]
+) -> tuple[list[Comparison], bool, bool]:
+    """Compare at places, and show all that there is: the comparisons, whether something failed, and Ctrl-C."""
+    from deploylab.boards.side_by_side import compare_at
+
+    with _progress() as told:
+        found = compare_at(wheres, model, told, **options)
+    wrong = False
+    for each in found.places:
+        if each.comparison:
+            _show(each.comparison)
+            own = each.where if len(wheres) > 1 else ""
+            wrong |= _write_files(each.comparison, *(_name_for(file, own) for file in files))
+        else:
+            typer.echo(f"error: {each.where}: {each.error}", err=True)
+            wrong = True
+    if len(found.comparisons) > 1:
+        _show_side_by_side(found.comparisons)
+    if found.interrupted:
+        typer.echo("\ninterrupted: workers ended, also those on boards; rows that were under way are marked", err=True)
+    return found.comparisons, wrong, found.interrupted
 
 
 def _name_for(path: Path | None, where: str) -> Path | None:
@@ -158,6 +170,12 @@ def boards(context: typer.Context) -> None:
     """Raspberry Pi and Jetson: emulated ones to make and run programs on, and what any of them is."""
     with _clear_errors():
         importlib.import_module("deploylab.boards.boards_cli").app(args=context.args, prog_name=context.command_path)
+
+
+@app.command(context_settings=_FORWARD)
+def bundle(context: typer.Context) -> None:
+    """All that a machine without a network needs, in one folder with an install.sh; or verify such a folder."""
+    _forward("deploylab.bundle.bundle_cli", context)
 
 
 @signs.command(context_settings=_FORWARD)
@@ -223,18 +241,31 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on a terminal, plain lines elsewhere; both on stderr."""
+def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A bar for each place on a terminal, plain lines elsewhere; both on stderr. To be told as ``compare_at`` tells."""
     if not sys.stderr.isatty():
-        yield lambda done, total, text: typer.echo(f"[{done}/{total}] {text}", err=True)
+        yield _tell_in_a_line
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     shown = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+        tasks: dict[str, Any] = {}
+
+        def told(where: str, done: int, total: int, text: str) -> None:
+            if where not in tasks:
+                tasks[where] = bar.add_task("", total=None)
+            description = escape(f"{where}: {text}" if where else text)
+            bar.update(tasks[where], completed=done, total=total or None, description=description)
+
+        yield told
+
+
+def _tell_in_a_line(where: str, done: int, total: int, text: str) -> None:
+    steps = f"[{done}/{total}] " if total else ""
+    typer.echo(f"{where}: {steps}{text}" if where else f"{steps}{text}", err=True)
 
 
 def _show(result: Comparison) -> None:

@@ -1,0 +1,160 @@
+"""The packages of a bundle: pinned with their hashes, and fetched from the index that pip is set up for here."""
+
+from __future__ import annotations
+
+import functools
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploylab import packages, paths
+from deploylab.boards import index
+from deploylab.boards.index import NoWheel, Pin
+from deploylab.bundle.manifest import sha256
+from deploylab.bundle.targets import Target
+from deploylab.errors import BundleError
+
+_AT_ONCE = 4
+_OLDEST_OF_UV = 28
+
+Progress = Callable[[int, int, str], None]
+
+
+def pinned(target: Target, python: str, engines: Sequence[str], extras: Sequence[str]) -> list[Pin]:
+    """The packages that a target with this version of Python needs, and pip to install them with.
+
+    A course gets the core and ``extras``, resolved as ``make setup`` does it; else the board's requirements without the
+    packages of other engines than ``engines``. Raises :class:`BundleError`.
+    """
+    installer = index.pins(paths.root() / "hardware" / "bundle" / "requirements.txt")
+    if target.course:
+        return _resolved(target, python, extras)
+    brought = index.runtimes()
+    unused = set().union(*brought.values()) - set().union(*(brought[name] for name in engines))
+    return [*installer, *(pin for pin in index.pins() if pin.holds(python) and pin.name not in unused)]
+
+
+def fetch(
+    pins: Sequence[Pin], folder: Path, target: Target, python: str, progress: Progress = lambda done, total, text: None
+) -> list[Path]:
+    """Put the wheel of every pin into ``folder``; what is there already is not fetched again. Returns the wheels.
+
+    Raises :class:`BundleError` naming a package that has no wheel for the target, :class:`BoardError` without an index.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _present(pins, folder, target, python)
+    missing = [pin for pin in pins if pin.name not in found]
+    for start in range(0, len(missing), _AT_ONCE):
+        group = missing[start : start + _AT_ONCE]
+        progress(len(pins) - len(missing) + start, len(pins), f"fetching {', '.join(pin.name for pin in group)}")
+        _download(group, folder, target, python)
+    found = _present(pins, folder, target, python)
+    lost = [pin.name for pin in pins if pin.name not in found]
+    if lost:
+        raise BundleError(f"pip said nothing, but there is no wheel of {', '.join(lost)} in {folder}")
+    return [found[pin.name] for pin in pins]
+
+
+def lock(pins: Sequence[Pin], wheels: Sequence[Path]) -> str:
+    """A requirements file with the one hash of the one wheel that the bundle has of each package."""
+    lines = (
+        f"{pin.name}=={pin.version} --hash=sha256:{sha256(wheel)}" for pin, wheel in zip(pins, wheels, strict=True)
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def unpacked_bytes(wheels: Sequence[Path]) -> int:
+    """Bytes of what installing them writes."""
+    total = 0
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            total += sum(each.file_size for each in archive.infolist())
+    return total
+
+
+def _present(pins: Sequence[Pin], folder: Path, target: Target, python: str) -> dict[str, Path]:
+    """The wheels in a folder that fit a pin, its hashes and the target, by package."""
+    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+    from packaging.version import Version
+
+    wanted = {(pin.name, Version(pin.version)): pin for pin in pins}
+    found = {}
+    for path in sorted(folder.glob("*.whl")):
+        try:
+            name, version, _, tags = parse_wheel_filename(path.name)
+        except InvalidWheelFilename:
+            continue
+        pin = wanted.get((packages.plain(name), version))
+        if pin and tags & _tags(target, python) and sha256(path) in pin.text:
+            found[pin.name] = path
+    return found
+
+
+@functools.cache
+def _tags(target: Target, python: str) -> frozenset[Any]:
+    from packaging import tags
+
+    version = tuple(int(part) for part in python.split("."))
+    platforms = [*index.platforms(target.machine, target.glibc), f"linux_{target.machine}"]
+    interpreter = f"cp{python.replace('.', '')}"
+    return frozenset(
+        [*tags.cpython_tags(version, platforms=platforms), *tags.compatible_tags(version, interpreter, platforms)]
+    )
+
+
+def _download(pins: Sequence[Pin], folder: Path, target: Target, python: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="deploylab-") as scratch:
+        wanted = Path(scratch) / "requirements.txt"
+        wanted.write_text("".join(f"{pin.text}\n" for pin in pins), encoding="utf-8")
+        try:
+            index.download(wanted, folder, machine=target.machine, python=python, glibc=target.glibc)
+        except NoWheel as error:
+            what = (
+                "another --python" if target.course else "another --python, or --engines without the one that needs it"
+            )
+            raise BundleError(
+                f"there is no wheel of {error.requirement} for Python {python} on {target.machine} with glibc "
+                f"2.{target.glibc}; choose {what}. What was fetched is kept.\n  {error}"
+            ) from error
+
+
+def _resolved(target: Target, python: str, extras: Sequence[str]) -> list[Pin]:
+    """The course's packages for the target, in the versions of constraints.txt."""
+    root = paths.root()
+    with tempfile.TemporaryDirectory(prefix="deploylab-") as scratch:
+        tools, draft = Path(scratch) / "tools.in", Path(scratch) / "requirements.txt"
+        tools.write_text("pip\nsetuptools\nuv\n", encoding="utf-8")
+        platform = f"{target.machine}-manylinux_2_{max(target.glibc, _OLDEST_OF_UV)}"
+        command = [
+            *(_uv(), "pip", "compile", "pyproject.toml", str(tools), "--constraint", "constraints.txt"),
+            *("--constraint", "hardware/bundle/requirements.txt", "--generate-hashes", "--quiet"),
+            *("--python-version", python, "--python-platform", platform, "--output-file", str(draft)),
+            *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
+            *(part for extra in extras for part in ("--extra", extra)),
+        ]
+        done = subprocess.run(command, cwd=root, env=_environment(), capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            said = "\n  ".join(done.stderr.strip().splitlines()[-6:])
+            raise BundleError(
+                f"the packages for Python {python} cannot be resolved; is the package index reachable? uv:\n  {said}"
+            )
+        return index.pins(draft)
+
+
+def _uv() -> str:
+    found = Path(sys.executable).with_name("uv")
+    if not found.is_file():
+        raise BundleError("a bundle with the course needs uv beside this Python: pip install -c constraints.txt uv")
+    return str(found)
+
+
+def _environment() -> dict[str, str]:
+    """uv's settings that are pip's, as ``make setup`` has them."""
+    setup = runpy.run_path(str(paths.root() / "tools" / "setup_env.py"))
+    return setup["uv_environment"](setup["pip_settings"](sys.executable), os.environ)
