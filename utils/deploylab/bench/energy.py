@@ -36,6 +36,27 @@ class Sample:
     held_back: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Energy:
+    """Power and heat of one row, which ran alone and without a pause: ``inferences`` times in ``seconds``.
+
+    ``power_w`` is the mean power meanwhile and ``idle_w`` that before, while the worker waited, both of what ``scope``
+    names. ``mj`` is the energy of one inference in millijoules, ``mj_above_idle`` what is left without the idle power.
+    ``celsius`` is the highest temperature, that of ``sensor``. None where the board does not tell.
+    """
+
+    seconds: float
+    inferences: int
+    power_w: float | None = None
+    idle_w: float | None = None
+    mj: float | None = None
+    mj_above_idle: float | None = None
+    celsius: float | None = None
+    sensor: str = ""
+    scope: str = ""
+    held_back: tuple[str, ...] = ()
+
+
 class Track:
     """Readings in the order of time. ``scope`` says what the power is the power of."""
 
@@ -109,6 +130,19 @@ class Track:
     def held_back(self) -> list[str]:
         """What held the board back at any of the readings."""
         return sorted({reason for sample in self.samples for reason in sample.held_back})
+
+    def energy(self, begin: float, end: float, inferences: int, idle_w: float | None) -> Energy:
+        """What so many inferences between two moments took."""
+        seconds, joules = end - begin, self.joules(begin, end)
+        there = self.between(begin, end)
+        sensor, celsius = there.hottest() or ("", None)
+        heat = {"celsius": celsius, "sensor": sensor, "held_back": tuple(there.held_back())}
+        if joules is None:
+            return Energy(seconds, inferences, idle_w=idle_w, scope=self.scope, **heat)
+        above = None if idle_w is None else 1e3 * (joules - idle_w * seconds) / inferences
+        return Energy(
+            seconds, inferences, joules / seconds, idle_w, 1e3 * joules / inferences, above, scope=self.scope, **heat
+        )
 
     def write_csv(self, file: TextIO) -> None:
         """A line for each reading, empty where a sensor said nothing."""
