@@ -251,7 +251,7 @@ def test_the_whole_way_to_a_board_and_back(server, board, model, tmp_path):
     assert any("SSH" in note for note in found.notes)
     assert any("sending DeployLab's code" in step for step in steps)
     assert any("deploylab.bench.worker" in line for line in there)
-    assert not ssh_server.processes_naming("dl-ssh-")
+    assert not ssh_server.processes_naming(f"{server.folder}/ssh_config")
 
 
 @needs_server

@@ -183,14 +183,15 @@ def prepare(
 
 def convert(
     prepared: Prepared,
-    engines: Sequence[str] | None,
-    precision: Sequence[str],
     place: Place,
+    engines: Sequence[str] | None = None,
+    threads: Sequence[int] = (1,),
+    precision: Sequence[str] = ("fp32",),
     progress: Progress | None = None,
 ) -> None:
     """Convert what a comparison at ``place`` will need, so that it finds it then. An engine that fails, fails there."""
-    rows, _ = _plan(prepared, engines, (1,), precision, place)
-    _convert_all(rows, prepared, place, _Steps(progress, len(rows)))
+    rows, _ = _plan(prepared, engines, threads, precision, place)
+    _convert_all(rows, prepared, place, _Steps(progress, len({row.variant for row in rows})))
 
 
 def _plan(

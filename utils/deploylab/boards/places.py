@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from deploylab.bench.place import Place
+from deploylab import engines as registry
+from deploylab.bench.place import HERE, Place
 from deploylab.bench.results import Instructions
 from deploylab.boards import emulator, index, instructions
+from deploylab.boards.halt import Halt
+from deploylab.boards.probe import report
 from deploylab.boards.remote import Remote
+from deploylab.boards.ssh import Address
 from deploylab.engines import Artifact
 from deploylab.errors import InputError
+
+Progress = Callable[[str], None]
 
 
 class Emulated(Place):
@@ -27,6 +33,12 @@ class Emulated(Place):
 
     def engines(self) -> Sequence[str]:
         return list(index.runtimes())
+
+    def lacking(self) -> Mapping[str, str]:
+        there = self.engines()
+        return {
+            name: f"not on {self.name}, which has {', '.join(there)}" for name in registry.names() if name not in there
+        }
 
     def command(self, engine: str, threads: int) -> Sequence[str]:
         return self.board.python("-m", "deploylab.bench.worker")
@@ -45,24 +57,42 @@ class Emulated(Place):
         )
 
 
-def place(text: str, progress: Callable[[str], None] = lambda step: None) -> Place:
-    """The place that ``emulated:pi4`` or ``ssh:pi@host`` names; a board over SSH is connected and prepared by that.
+def place(text: str, progress: Progress = lambda step: None, halt: Halt | None = None) -> Place:
+    """The place that ``here``, ``emulated:pi4`` or ``ssh:pi@host`` names; a board over SSH is connected and prepared.
 
-    ``progress`` hears of every step. Raises :class:`InputError` or :class:`BoardError`.
+    ``progress`` hears of every step, ``halt`` ends the connection. Raises :class:`InputError` or :class:`BoardError`.
     """
+    require(text)
     kind, _, name = text.partition(":")
-    if kind == "emulated" and name:
+    if kind == "emulated":
         return Emulated(name)
+    if kind == "ssh":
+        return Remote(name, progress, halt)
+    return HERE
+
+
+def require(text: str) -> None:
+    """Raise :class:`InputError` if ``text`` can name no place."""
+    kind, _, name = text.partition(":")
     if kind == "ssh" and name:
-        return Remote(name, progress)
-    raise InputError(
-        f"{text!r} is no place to run engines at; give ssh:USER@HOST, or emulated:NAME, see `deploylab boards list`"
-    )
+        Address.parse(name)
+    elif text != "here" and not (kind == "emulated" and name):
+        raise InputError(
+            f"{text!r} is no place to run engines at; give ssh:USER@HOST, emulated:NAME (see `deploylab boards list`) "
+            "or here"
+        )
 
 
-def probe(text: str, progress: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
+def is_remote(text: str) -> bool:
+    """Whether it names a machine other than this one."""
+    return text.startswith("ssh:")
+
+
+def probe(text: str, progress: Progress = lambda step: None) -> dict[str, Any]:
     """What :func:`deploylab.boards.probe.report` says on a board. Raises :class:`InputError` or :class:`BoardError`."""
     with place(text, progress) as board:
         if isinstance(board, Remote):
             return board.before
+        if board is HERE:
+            return report()
         return json.loads(emulator.run(board.board, "-m", "deploylab.boards.probe").splitlines()[-1])
