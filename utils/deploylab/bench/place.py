@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from deploylab import engines, machine
 from deploylab.bench import client
+from deploylab.bench.energy import Sample, Track
 from deploylab.bench.results import Instructions
 from deploylab.engines import Artifact
 from deploylab.errors import DeployLabError
+
+
+class Meter(Protocol):
+    """A sampler that runs from entering to leaving it. ``scope`` is what its power is the power of, if it reads any."""
+
+    scope: str | None
+
+    def __enter__(self) -> Meter: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def next(self, timeout_s: float = ...) -> Sample | None:
+        """The next reading; None if none comes in time."""
+
+    def track_until(self, at: float, timeout_s: float = ...) -> Track:
+        """All readings, as soon as one is later than ``at``."""
 
 
 class Place:
@@ -53,6 +70,10 @@ class Place:
 
     def count(self, artifact: Artifact, inputs: Sequence[np.ndarray]) -> Instructions | None:
         """Instructions of one inference in one thread; None where they cannot be counted."""
+        return None
+
+    def meter(self) -> Meter | None:
+        """What reads power and heat there while a worker runs; None where nothing of that can be read."""
         return None
 
     def explain(self, error: DeployLabError) -> DeployLabError:

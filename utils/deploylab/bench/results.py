@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from deploylab.bench.energy import Energy
 from deploylab.bench.latency import Summary
 from deploylab.engines.footprint import Footprint
 from deploylab.errors import InputError
@@ -98,6 +99,7 @@ class Row:
     memory: Memory | None = None
     footprint: Footprint | None = None
     instructions: Instructions | None = None
+    energy: Energy | None = None
     cores_used: float | None = None
     round_p50: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)

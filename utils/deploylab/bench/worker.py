@@ -18,7 +18,8 @@ load      ``engine, artifact, threads``         ``seconds``, ``facts``, ``inputs
 check     ``inputs`` (one array a model input,  ``outputs`` (one array a model output, same leading axis),
           each with a leading axis of samples)  ``first_s`` (seconds of the first inference)
 warm_up   options of latency.warm_up            ``calls, seconds, stable``
-measure   options of latency.measure            ``samples`` (ms, one a call), ``cpu_seconds``, ``wall_seconds``
+measure   options of latency.measure            ``samples`` (ms, one a call), ``cpu_seconds``, ``wall_seconds``,
+                                                ``begin`` and ``end`` on the machine's monotonic clock, in seconds
 memory    ``reset`` (start a new peak)          ``rss``, ``peak`` (bytes)
 footprint ``engine``                            ``own``, ``dependencies`` (bytes by package), ``in_use``
 stop      -                                     nothing more; the process ends
@@ -147,10 +148,11 @@ class Server:
     def measure(self, **options: Any) -> dict[str, Any]:
         call = self._call()
         latency.measure(call, RUNS_BEFORE_A_ROUND, max_seconds=options.get("max_seconds", math.inf))
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, wall, begin = time.process_time(), time.perf_counter(), time.monotonic()
         samples = latency.measure(call, **options)
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        return {"samples": [round(t, 6) for t in samples], "cpu_seconds": cpu, "wall_seconds": wall}
+        cpu, wall, end = time.process_time() - cpu, time.perf_counter() - wall, time.monotonic()
+        times = {"cpu_seconds": cpu, "wall_seconds": wall, "begin": begin, "end": end}
+        return {"samples": [round(t, 6) for t in samples], **times}
 
     def _call(self) -> Callable[[], Any]:
         session, inputs = self._loaded(), self.inputs

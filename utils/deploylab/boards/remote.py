@@ -25,9 +25,10 @@ from deploylab import engines as registry
 from deploylab import packages, paths
 from deploylab.bench import client
 from deploylab.bench.place import Place
-from deploylab.boards import index
+from deploylab.boards import index, meter, sampler
 from deploylab.boards.halt import Halt
 from deploylab.boards.index import Pin
+from deploylab.boards.meter import Meter
 from deploylab.boards.ssh import Address, Connection
 from deploylab.engines import Artifact
 from deploylab.errors import BoardError, BoardLost, DeployLabError, WorkerDied
@@ -117,10 +118,19 @@ class Remote(Place):
             raise self._connection.loss()
         self._latest = None
         settings = " ".join(f"{name}={value}" for name, value in client.pinned(threads).items())
+        return self._guarded(f"{settings} {self._python} -m deploylab.bench.worker")
+
+    def meter(self, interval_s: float = sampler.INTERVAL_S) -> Meter | None:
+        if not self.timed or not (self.before["power"] or self.before["sensors"].get("celsius")):
+            return None
+        order = shlex.quote(meter.order(interval_s))
+        return Meter(self._guarded(f"{self._python} -m {sampler.__name__} {order}"))
+
+    def _guarded(self, command: str) -> list[str]:
+        """What runs a command of the board's shell so that it ends with the connection."""
         # The shell stays, as it tells a signal by its exit code, which sshd does not. The guard looks for its file.
         return self._connection.command(
-            f"cd {self._run} && echo $$ >pids/$$ && {settings} {self._python} -m deploylab.bench.worker; "
-            f"code=$?; rm -f {self._run}/pids/$$; exit $code"
+            f"cd {self._run} && echo $$ >pids/$$ && {command}; code=$?; rm -f {self._run}/pids/$$; exit $code"
         )
 
     def locate(self, artifact: Artifact) -> str:
