@@ -497,9 +497,15 @@ def test(environment, options):
     pytest = [environment.python, "-m", "pytest"]
     sanitize = "--nbval-sanitize-with=tests/nbval_sanitize.cfg"
     notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", sanitize, "labs"]
-    parallel = ["-n", "2", "--dist", "loadscope"]
+    parallel = ["-n", str(test_processes()), "--dist", "loadscope"]
     codes = [call(*pytest, *parallel, "tests"), call(*pytest, *parallel, *notebooks)]
     return max(codes, key=abs)
+
+
+def test_processes():
+    """One more than there are cores, as tests also wait, but not so many that memory gets short."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores, 1) + 1, 4)
 
 
 def tour(environment, options):
