@@ -1,8 +1,9 @@
-"""Seen by every test run: which labs are skipped, which tests start first, and hypothesis without a clock."""
+"""Seen by every test run: which labs are skipped, what starts first, hypothesis without a clock, Ctrl-C that works."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,10 @@ with contextlib.suppress(ImportError):
     # No deadline, which a busy machine misses, and the same examples in every run, so that `make test` says the same
     # twice. `pytest --hypothesis-profile=default` looks for new ones.
     settings.load_profile("ci")
+
+# A shell that starts `make test` in the background lets all that it starts ignore Ctrl-C, which tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COVERAGE = "tests/unit/test_bench_coverage.py::test_no_cell_is_worse_than_in_the_table"
 ALONE = tuple(f"{COVERAGE}[{engine}]" for engine in ("tvm", "torch-compile", "executorch", "litert"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import shlex
 import shutil
@@ -39,8 +40,9 @@ class Server:
         shutil.copy(folder / "user.pub", folder / "authorized")
         self.board = folder / "board.sh"
         self.port = _free_port()
+        ways = "ListenAddress 127.0.0.1\n" + ("ListenAddress ::1\n" if has_ipv6() else "")
         (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\nPidFile {folder / 'pid'}\n"
+            f"Port {self.port}\n{ways}HostKey {folder / 'host'}\nPidFile {folder / 'pid'}\n"
             f"AuthorizedKeysFile {folder / 'authorized'}\nUsePAM no\nStrictModes no\nPasswordAuthentication no\n"
             f"KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nForceCommand {self.board}\n"
         )
@@ -66,7 +68,7 @@ class Server:
         self.cut()
         if self.process:
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(60)
         if self.made:
             with contextlib.suppress(OSError):
                 Path("/run/sshd").rmdir()
@@ -85,22 +87,24 @@ class Server:
         self.board.chmod(0o755)
 
     def know(self, *keys: str) -> None:
-        """The host keys that the client has known."""
-        self.known.write_text("".join(f"[127.0.0.1]:{self.port} {key.strip()}\n" for key in keys))
+        """The host keys that the client has known, under all names of this machine."""
+        names = ",".join(f"[{name}]:{self.port}" for name in ("127.0.0.1", "localhost", "::1", "behind"))
+        self.known.write_text("".join(f"{names} {key.strip()}\n" for key in keys))
 
-    def config(self, key: str) -> str:
-        """A client's command, with this key and nothing of the user's own."""
+    def config(self, key: str, key_on_the_way: str = "user") -> str:
+        """A client's command, with this key and nothing of the user's own. The host ``behind`` is reached by a jump."""
         path = self.folder / "ssh_config"
+        here = f"HostName 127.0.0.1\n  Port {self.port}\n  User {getpass.getuser()}\n  HostKeyAlias"
         path.write_text(
-            f"Host *\n  IdentityFile {self.folder / key}\n  IdentitiesOnly yes\n  IdentityAgent none\n"
+            f"Host behind\n  {here} [behind]:{self.port}\n  ProxyJump gate\n"
+            f"Host gate\n  {here} [localhost]:{self.port}\n  IdentityFile {self.folder / key_on_the_way}\n"
+            f"Host * !gate\n  IdentityFile {self.folder / key}\nHost *\n  IdentitiesOnly yes\n  IdentityAgent none\n"
             f"  UserKnownHostsFile {self.known}\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking ask\n"
         )
         return f"ssh -F {shlex.quote(str(path))}"
 
     @property
     def address(self) -> str:
-        import getpass
-
         return f"{getpass.getuser()}@127.0.0.1:{self.port}"
 
     @staticmethod
@@ -110,6 +114,16 @@ class Server:
             return False
         Path("/run/sshd").mkdir(mode=0o755)
         return True
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has an IPv6 loopback."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _free_port() -> int:

@@ -85,7 +85,7 @@ class Serving:
     def ended(self) -> int:
         """Wait for the end; the exit code. Nothing may be left."""
         code = self.process.wait(WAIT_S)
-        assert psutil.wait_procs(list(self.seen), timeout=10)[1] == []
+        assert psutil.wait_procs(list(self.seen), timeout=60)[1] == []
         assert list(self.temporary.iterdir()) == []
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", self.port), 5)
