@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,7 @@ def compare(
     ] = 300.0,
     memory: Annotated[bool, typer.Option(help="Also measure memory, in processes of its own.")] = True,
     accuracy: Annotated[bool, typer.Option(help="Also measure accuracy, where the model has a test split.")] = True,
+    energy: Annotated[bool, typer.Option(help="Also measure power and heat, where there are sensors.")] = True,
     on: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,6 +95,7 @@ def compare(
             "timeout_s": timeout,
             "memory": memory,
             "accuracy": accuracy,
+            "energy": energy,
         }
         _require_files(model, image)
         files = (json_file, html_file, png_file, markdown_file)
@@ -111,9 +114,11 @@ def compare(
 
 def _compare_here(model: str, options: dict[str, Any]) -> Comparison:
     from deploylab.bench.compare import compare as run
+    from deploylab.boards import places
 
     with _progress() as told:
-        return run(model, progress=lambda done, total, text: told("", done, total, text), **options)
+        show = partial(told, "")
+        return run(model, progress=show, place=places.place("here"), **options)
 
 
 def _compare_at(

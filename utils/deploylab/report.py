@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from deploylab.bench.energy import Energy
+
 NOTHING = "-"
 GAP = 2
 STYLE = "deploylab.figures"
@@ -54,6 +56,7 @@ def columns(comparison: Comparison) -> list[Column]:
     ]
     shown = [
         *(timed if comparison.timed else counted if _counted(comparison) else []),
+        *(_energy_columns() if _metered(comparison) else []),
         Column("error", lambda row: f"{row.verdict.error:.0e}" if row.verdict else NOTHING),
         Column("accuracy", lambda row: NOTHING if row.accuracy is None else f"{row.accuracy:.2%}"),
         Column("cold start", lambda row: f"{row.cold_start.total:.2f} s" if row.cold_start else NOTHING),
@@ -63,8 +66,34 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("what ran", really_ran, right=False),
     ]
     without = {"accuracy"} if comparison.reference_accuracy is None else set()
+    if not any(energy.power_w is not None for energy in _metered(comparison)):
+        without |= {"power", "energy", "above idle"}
     without |= set() if comparison.timed else {"cold start"}
     return [column for column in shown if column.title not in without]
+
+
+def _energy_columns() -> list[Column]:
+    return [
+        Column("power", lambda row: f"{number(row.energy.power_w)} W" if _has(row, "power_w") else NOTHING),
+        Column("energy", lambda row: f"{number(row.energy.mj)} mJ" if _has(row, "mj") else NOTHING),
+        Column("above idle", lambda row: _signed_mj(row) if _has(row, "mj_above_idle") else NOTHING),
+        Column("heat", lambda row: f"{row.energy.celsius:.0f} °C" if _has(row, "celsius") else NOTHING),
+    ]
+
+
+def _has(row: Row, what: str) -> bool:
+    return row.energy is not None and getattr(row.energy, what) is not None
+
+
+def _signed_mj(row: Row) -> str:
+    """Noise can make it negative where the engine takes next to nothing."""
+    value = row.energy.mj_above_idle
+    return f"{'-' if value < 0 else ''}{number(abs(value))} mJ"
+
+
+def _metered(comparison: Comparison) -> list[Energy]:
+    """What the rows whose energy or heat is known tell of it."""
+    return [row.energy for row in comparison.rows if row.energy]
 
 
 def _counted(comparison: Comparison) -> bool:
@@ -230,6 +259,7 @@ def explanations(comparison: Comparison) -> list[str]:
             "from source for one board can be much smaller"
         )
         lines.append("cold start: process, import, load and first inference; memory: peak of a process of its own")
+    lines += _about_energy(_metered(comparison))
     if any(row.latency.p99 is None for row in comparison.measured):
         lines.append(f"no p90 or p99: too few samples (p90 needs {samples_needed(90)}, p99 {samples_needed(99)})")
     features = ", ".join(machine.get("features", [])) or "unknown"
@@ -237,6 +267,24 @@ def explanations(comparison: Comparison) -> list[str]:
     lines.append(f"machine: {machine.get('board') or machine.get('cpu')}, {cores} usable core(s), {features}")
     if told := readings(machine.get("sensors", {})):
         lines.append(f"board, before and after: {told}")
+    return lines
+
+
+def _about_energy(rows: Sequence[Energy]) -> list[str]:
+    powered = [row for row in rows if row.power_w is not None]
+    lines = []
+    if powered:
+        idle = powered[0].idle_w
+        lines.append(
+            f"power: mean of {powered[0].scope}, while the engine ran alone for {powered[0].seconds:.0f} s after the "
+            "latencies were measured; energy: of one inference, with all that the board takes; above idle: without the "
+            f"{number(idle)} W that it took before"
+        )
+    if any(row.celsius is not None for row in rows):
+        lines.append("heat: the highest temperature meanwhile; engines further down found the board warmer")
+    held_back = sorted({reason for row in rows for reason in row.held_back})
+    if held_back:
+        lines.append(f"the board was held back while power and heat were read: {', '.join(held_back)}")
     return lines
 
 

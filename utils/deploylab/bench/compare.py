@@ -33,6 +33,7 @@ from deploylab import engines as registry
 from deploylab import models, parity, paths
 from deploylab.bench import client, ledger, subject
 from deploylab.bench.client import Worker
+from deploylab.bench.energy import Meter, idle_watts
 from deploylab.bench.latency import Summary
 from deploylab.bench.place import HERE, Place
 from deploylab.bench.results import INTERRUPTED, LOST, PARTIAL, ColdStart, Comparison, Memory, Ratio, Row
@@ -66,6 +67,8 @@ LONGEST_ACCURACY_S = 60.0
 """Accuracy is left out, with a note, for an engine that would take longer over the test split."""
 _BASELINES = {"eager": 0, "onnxruntime": 1}
 MEMORY_CALLS = 20
+IDLE_S, ENERGY_S = 2.0, 3.0
+"""How long the power is read before anything runs, and while a row does: much longer than between two readings."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def compare(
     timeout_s: float = 300.0,
     memory: bool = True,
     accuracy: bool = True,
+    energy: bool = True,
     out_dir: Path | str | None = None,
     ledger_path: Path | str | None = None,
     record: bool = True,
@@ -110,7 +114,8 @@ def compare(
     in ``rounds`` rounds, for at most ``max_seconds`` a row; 662 are needed for a p99. No single request to a worker may
     last longer than ``timeout_s``.
     ``progress(done, total, what)`` hears of every step. ``memory`` and ``accuracy`` (on the frozen test split, where
-    the model has one) can be left out to save time. With ``record`` the rows go to the ledger. Models are converted
+    the model has one) can be left out to save time, and so can ``energy``: power and heat, measured after the latencies
+    where ``place`` has sensors for them. With ``record`` the rows go to the ledger. Models are converted
     here and run at ``place``; where times mean nothing, instructions are counted instead.
 
     An engine that fails, crashes or hangs keeps its row with the reason. A torch module whose class exists in this
@@ -121,11 +126,12 @@ def compare(
     """
     effort = Effort(samples, rounds, max_seconds, timeout_s=timeout_s)
     rows, notes = _plan(model, engines, threads, precision, place)
+    meter = place.meter() if energy and place.timed else None
     steps = _Steps(
         progress,
         total=1
         + len({row.variant for row in rows})
-        + len(rows) * (1 + memory)
+        + len(rows) * (1 + memory + (meter is not None))
         + (rounds if place.timed else len(rows)),
     )
     begin = time.perf_counter()
@@ -134,7 +140,7 @@ def compare(
         prepared = prepare(model, image, example=example, shapes=shapes, out_dir=out_dir, timeout_s=timeout_s)
         what = prepared.what if accuracy else replace(prepared.what, test=None)
     artifacts = _convert_all(rows, prepared, place, steps)
-    bench = _Bench(what, effort, place, steps)
+    bench = _Bench(what, effort, place, steps, meter)
     bench.run(rows, artifacts, memory)
     baselines = _set_ratios(rows)
     comparison = Comparison(
@@ -150,7 +156,7 @@ def compare(
         machine=place.describe(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - begin,
-        notes=[*notes, *place.notes(), *_busy_during(rows)],
+        notes=[*notes, *bench.notes, *place.notes(), *_busy_during(rows)],
         place=place.name,
         timed=place.timed,
     )
@@ -366,8 +372,9 @@ def _fail_all(rows: Sequence[Row], status: str, reason: str) -> None:
 class _Bench:
     """Takes workers through check, accuracy, warm-up, rounds and memory. One that fails ends its own row only."""
 
-    def __init__(self, what: Subject, effort: Effort, place: Place, steps: _Steps) -> None:
-        self.what, self.effort, self.place, self.steps = what, effort, place, steps
+    def __init__(self, what: Subject, effort: Effort, place: Place, steps: _Steps, meter: Meter | None) -> None:
+        self.what, self.effort, self.place, self.steps, self.meter = what, effort, place, steps, meter
+        self.notes: list[str] = []
         self.starts: dict[str, list[ColdStart]] = {}
         self.accuracies: dict[str, float] = {}
         self.footprints: dict[str, Footprint] = {}
@@ -382,6 +389,8 @@ class _Bench:
                         workers[row.label] = worker
             if self.place.timed:
                 self._measure({row.label: row for row in rows if row.label in workers}, workers)
+            if self.meter:
+                self._watch_energy(rows, workers, self.meter)
         for row in rows if not self.place.timed else ():
             with self.steps(f"counting the instructions of {row.label}"):
                 if row.ok:
@@ -518,6 +527,32 @@ class _Bench:
             row.notes.append(f"a part of the measurement: {what} after {share}")
         elif rounds < self.effort.rounds:
             row.notes.append(f"slow: {share} took all its time")
+
+    def _watch_energy(self, rows: Sequence[Row], workers: Mapping[str, Worker], meter: Meter) -> None:
+        """Power and heat of one row after the other. The latencies are done: reading sensors takes time itself."""
+        idle_w = None
+        with ExitStack() as running:
+            try:
+                running.enter_context(meter)
+                idle_w = idle_watts(meter, IDLE_S)
+            except DeployLabError as error:
+                self.notes.append(f"power and heat were not read: {self.place.explain(error)}")
+            for row in rows:
+                with self.steps(f"power and heat of {row.label}"):
+                    if row.ok and not self.notes:
+                        self._meter_row(row, workers[row.label], meter, idle_w)
+
+    def _meter_row(self, row: Row, worker: Worker, meter: Meter, idle_w: float | None) -> None:
+        try:
+            timeout_s = self.effort.timeout_s + ENERGY_S
+            answer = worker.request("measure", timeout_s, samples=1, min_seconds=ENERGY_S)
+        except DeployLabError as error:
+            row.notes.append(f"its energy could not be measured: {self.place.explain(error)}")
+            return
+        begin, end = answer["begin"], answer["end"]
+        row.energy = meter.track_until(end).energy(begin, end, len(answer["samples"]), idle_w)
+        if meter.scope and row.energy.power_w is None:
+            row.notes.append("its energy is not known: the power was not read often enough meanwhile")
 
     def _count(self, row: Row) -> None:
         row.instructions = self.place.count(self.artifacts[row.variant], self.what.samples[0])

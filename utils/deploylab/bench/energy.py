@@ -7,9 +7,10 @@ must be much closer together than the power changes: a run of seconds, not a sin
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 
@@ -108,8 +109,12 @@ class Track:
         watts = np.interp(times, self._times, self._watts)
         return float(np.sum(np.diff(times) * (watts[1:] + watts[:-1]) / 2))
 
-    def mean_watts(self, begin: float, end: float) -> float | None:
-        """The mean power between two moments; None as for :meth:`joules`."""
+    def mean_watts(self, begin: float | None = None, end: float | None = None) -> float | None:
+        """The mean power between two moments, by default over all readings; None as for :meth:`joules`."""
+        if not len(self._times):
+            return None
+        begin = self._times[0] if begin is None else begin
+        end = self._times[-1] if end is None else end
         joules = self.joules(begin, end)
         return None if joules is None else joules / (end - begin)
 
@@ -156,3 +161,29 @@ class Track:
             cells = ["" if value is None else f"{value:.6g}" for value in values]
             mhz = [*map(str, sample.mhz), *[""] * (clocks - len(sample.mhz))]
             writer.writerow([f"{seconds:.3f}", *cells, *mhz, "; ".join(sample.held_back)])
+
+
+class Meter(Protocol):
+    """A sampler that runs from entering to leaving it. ``scope`` is what its power is the power of, if it reads any."""
+
+    scope: str | None
+
+    def __enter__(self) -> Meter: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def next(self, timeout_s: float = ...) -> Sample | None:
+        """The next reading; None if none comes in time."""
+
+    def track_until(self, at: float, timeout_s: float = ...) -> Track:
+        """All readings, as soon as one is later than ``at``."""
+
+
+def idle_watts(meter: Meter, seconds: float) -> float | None:
+    """The mean power in the seconds from now; None where power is not read."""
+    begin = meter.next()
+    time.sleep(seconds)
+    end = meter.next()
+    if begin is None or end is None:
+        return None
+    return meter.track_until(begin.at).between(begin.at, end.at).mean_watts()

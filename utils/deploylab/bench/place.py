@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from deploylab import engines, machine
 from deploylab.bench import client
-from deploylab.bench.energy import Sample, Track
+from deploylab.bench.energy import Meter
 from deploylab.bench.results import Instructions
 from deploylab.engines import Artifact
 from deploylab.errors import DeployLabError
-
-
-class Meter(Protocol):
-    """A sampler that runs from entering to leaving it. ``scope`` is what its power is the power of, if it reads any."""
-
-    scope: str | None
-
-    def __enter__(self) -> Meter: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def next(self, timeout_s: float = ...) -> Sample | None:
-        """The next reading; None if none comes in time."""
-
-    def track_until(self, at: float, timeout_s: float = ...) -> Track:
-        """All readings, as soon as one is later than ``at``."""
 
 
 class Place:

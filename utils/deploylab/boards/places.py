@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from deploylab import engines as registry
-from deploylab.bench.place import HERE, Place
+from deploylab import machine
+from deploylab.bench.place import Place
 from deploylab.bench.results import Instructions
-from deploylab.boards import emulator, index, instructions
+from deploylab.boards import emulator, index, instructions, meter, sampler, sensors
 from deploylab.boards.halt import Halt
+from deploylab.boards.meter import Meter
 from deploylab.boards.probe import report
 from deploylab.boards.remote import Remote
 from deploylab.boards.ssh import Address
@@ -20,6 +22,14 @@ from deploylab.engines import Artifact
 from deploylab.errors import InputError
 
 Progress = Callable[[str], None]
+
+
+class Here(Place):
+    """This machine, with its sensors."""
+
+    def meter(self) -> Meter | None:
+        worth_it = sampler.scope() or (machine.board() and sensors.thermal_zones())
+        return meter.here() if worth_it else None
 
 
 class Emulated(Place):
@@ -68,7 +78,7 @@ def place(text: str, progress: Progress = lambda step: None, halt: Halt | None =
         return Emulated(name)
     if kind == "ssh":
         return Remote(name, progress, halt)
-    return HERE
+    return Here()
 
 
 def require(text: str) -> None:
@@ -93,6 +103,6 @@ def probe(text: str, progress: Progress = lambda step: None) -> dict[str, Any]:
     with place(text, progress) as board:
         if isinstance(board, Remote):
             return board.before
-        if board is HERE:
+        if isinstance(board, Here):
             return report()
         return json.loads(emulator.run(board.board, "-m", "deploylab.boards.probe").splitlines()[-1])
