@@ -484,6 +484,25 @@ def boards(environment, options):
     return subprocess.call([str(environment.python), "-m", "deploylab.cli", "boards", "create", "all"])
 
 
+def bundles(environment):
+    """Small bundles, whose packages the tests install without a network: a Raspberry Pi's and this machine's."""
+    codes = []
+    for target, *options in (["aarch64-pi"], ["x86_64", "--light"]):
+        bundle = [
+            environment.python,
+            "-m",
+            "deploylab.cli",
+            "bundle",
+            "--target",
+            target,
+            "--engines",
+            "ncnn",
+            *options,
+        ]
+        codes.append(call(*bundle, "--to", ROOT / ".envs" / "bundles" / target))
+    return max(codes, key=abs)
+
+
 def test(environment, options):
     environment.ensure(ALL_EXTRAS)
     web(environment, options)
@@ -494,6 +513,8 @@ def test(environment, options):
         say("The tests skip the versions of TensorRT that they cannot have, and say so.")
     if boards(environment, options) != 0:
         say("What runs on emulated boards is skipped, and says so; `make boards` tries again.")
+    if bundles(environment) != 0:
+        say("The tests skip the installation of bundles, and say so.")
     pytest = [environment.python, "-m", "pytest"]
     sanitize = "--nbval-sanitize-with=tests/nbval_sanitize.cfg"
     notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", sanitize, "labs"]

@@ -39,17 +39,23 @@ fits() {
 
 # Sets $python and what is known about it.
 choose_python() {
-    for program in ${python:-python3 python3.13 python3.12 python3.11 python3.10}; do
+    if [ -n "$python" ]; then
+        set -- "$python"
+    else
+        set -- python3 python3.13 python3.12 python3.11 python3.10
+    fi
+    for program; do
         found=$(probe "$program") || continue
-        # shellcheck disable=SC2086  # a list of words
-        set -- $found
-        if fits "$1"; then
-            python=$program version=$1 bits=$2 libc=$3 libc_minor=$4
+        read -r version bits libc libc_minor <<END
+$found
+END
+        if fits "$version"; then
+            python=$program
             return
         fi
-        tried="$tried $program is Python $1;"
+        tried="$tried $program is Python $version;"
     done
-    die "this bundle has packages for Python $pythons;${tried:- no Python found.} Name one with --python PROGRAM," \
+    die "this bundle has packages for Python $pythons, and here${tried:- there is none;} name one with --python PROGRAM," \
         "or make a bundle with: deploylab bundle --target $target --python VERSION"
 }
 
@@ -97,6 +103,7 @@ copy_course() {
     mkdir -p "$to.unfinished"
     cp -R course/. "$to.unfinished/"
     [ ! -d artifacts ] || cp -R artifacts "$to.unfinished/"
+    chmod +x "$to.unfinished"/hardware/*/*.sh # a memory stick may have lost it
     printf '%s\n' "$id" >"$to.unfinished/.deploylab-bundle"
     mv "$to.unfinished" "$to"
 }
@@ -130,8 +137,8 @@ install_runtimes() {
 
 # `make setup` as with a network, but from the bundle's wheels; a link, because pip splits its settings at blanks.
 install_course() {
+    [ -e "$venv/bin/pip" ] || pip_install --force-reinstall --requirement "$to/hardware/bundle/requirements.txt"
     ln -sfn "$bundle/wheels" "$to/wheelhouse"
-    pip_install --force-reinstall --requirement "$to/hardware/bundle/requirements.txt"
     (
         cd "$to"
         unset UV_INDEX UV_DEFAULT_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS
@@ -142,10 +149,12 @@ try:
 except setup_env.SetupError as error:
     sys.exit("error: {}".format(error))' "$extras"
     )
+    rm -f "$to/wheelhouse"
 }
 
 # Every engine classifies a photograph in a process of its own; the others go on if one crashes.
 try_engines() {
+    [ -d "$to/artifacts" ] || return 0
     say 'proof: one photograph, each engine'
     failed=''
     for artifact in "$to"/artifacts/*/; do

@@ -75,7 +75,7 @@ def _fill(draft: Path, plan: Plan, tracked: Sequence[str], progress: Progress) -
         progress(0, 1, f"resolving the packages for Python {python}")
         pinned[python] = wheels.pinned(target, python, plan.engines or tuple(index.runtimes()), plan.extras)
     _require_space(draft, target, pinned)
-    made, left_out = _artifacts(draft, plan, progress)
+    made, left_out = _artifacts(draft, _engines(plan, pinned), plan.engines, progress)
     installed = 0
     kept: set[Path] = set()
     for python, pins in pinned.items():
@@ -139,18 +139,32 @@ def _require_space(draft: Path, target: Target, pinned: dict[str, list[Pin]]) ->
         )
 
 
-def _artifacts(draft: Path, plan: Plan, progress: Progress) -> tuple[list[str], list[str]]:
+def _engines(plan: Plan, pinned: dict[str, list[Pin]]) -> list[str]:
+    """The engines to convert for: those that were named, else all whose packages every Python of the target gets."""
+    brought = set.intersection(*({pin.name for pin in pins} for pins in pinned.values()))
+    runnable = [name for name, needed in index.runtimes().items() if needed <= brought]
+    lacking = [name for name in plan.engines if name not in runnable]
+    if lacking:
+        raise BundleError(
+            f"--engines {', '.join(lacking)}: their packages are not in this bundle; add the extra that has them, "
+            "such as --extras dev,mobile"
+        )
+    return list(plan.engines) or runnable
+
+
+def _artifacts(
+    draft: Path, engines: Sequence[str], required: Sequence[str], progress: Progress
+) -> tuple[list[str], list[str]]:
     """Copies of the converted models, and a line for each that cannot be had here."""
     folder = draft / "artifacts"
     shutil.rmtree(folder, ignore_errors=True)
     made, left_out = [], []
-    names = plan.engines or tuple(index.runtimes())
-    for number, name in enumerate(names):
-        progress(number, len(names), f"converting {MODEL} for {name}")
+    for number, name in enumerate(engines):
+        progress(number, len(engines), f"converting {MODEL} for {name}")
         try:
             source = artifacts.prepare(MODEL, name, PRECISION)
         except DeployLabError as error:
-            if name in plan.engines:
+            if name in required:
                 raise
             left_out.append(f"the model for {name}: {error}")
             continue

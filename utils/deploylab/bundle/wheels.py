@@ -20,7 +20,7 @@ from deploylab.bundle.manifest import sha256
 from deploylab.bundle.targets import Target
 from deploylab.errors import BundleError
 
-_AT_ONCE = 4
+_AT_ONCE = 8
 _OLDEST_OF_UV = 28
 
 Progress = Callable[[int, int, str], None]
