@@ -163,7 +163,7 @@ def test_readings_of_a_pi_4(bare):
         },
     )
     head, *middle, end = readings(bare[0])
-    assert (head["scope"], head["celsius"]) == (None, {"cpu-thermal": 81.5})
+    assert head == {"scope": None, "celsius": {"cpu-thermal": 81.5}, "mhz": [1500]}
     assert len(middle) == 3
     assert middle[0] == {
         "at": middle[0]["at"],
@@ -221,7 +221,7 @@ def test_a_sampler_beside_the_work(bare):
 def test_a_sampler_ends_when_its_input_does(bare):
     beside = Meter(meter.command(0.05, root=bare[0]))
     with beside:
-        assert beside.scope is None
+        assert (beside.scope, beside.reads_something) == (None, False)
         beside._process.stdin.close()
         assert beside._process.wait(20) == 0
         assert beside.next(1.0) is None

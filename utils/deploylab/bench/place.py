@@ -56,8 +56,8 @@ class Place:
         """Instructions of one inference in one thread; None where they cannot be counted."""
         return None
 
-    def meter(self) -> Meter | None:
-        """What reads power and heat there while a worker runs; None where nothing of that can be read."""
+    def meter(self, interval_s: float | None = None) -> Meter | None:
+        """What reads power and heat there, every ``interval_s``; None where nothing of that can be read."""
         return None
 
     def explain(self, error: DeployLabError) -> DeployLabError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from deploylab.boards import emulator, wheels
 from deploylab.boards.profiles import PROFILES
-from deploylab.errors import BoardError
+from deploylab.errors import BoardError, InputError
 
 app = typer.Typer(help="Emulated boards, and what any board is.", no_args_is_help=True, add_completion=False)
 
@@ -88,6 +90,37 @@ def probe(
         Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+@app.command()
+def watch(
+    where: Annotated[str, typer.Argument(help="here, or ssh:USER@HOST.")] = "here",
+    seconds: Annotated[float, typer.Option(help="How long; by default until Ctrl-C.", min=0.1)] = math.inf,
+    interval: Annotated[float, typer.Option(help="Seconds between two readings.", min=0.05)] = 1.0,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the readings as a table.")] = None,
+    png_file: Annotated[Path | None, typer.Option("--png", help="Draw them over time.")] = None,
+) -> None:
+    """Power, temperature, clocks and throttling of a board, while something else runs there."""
+    from deploylab import figures
+    from deploylab.boards import watch as watching
+
+    for file in (csv_file, png_file):
+        if file and not file.parent.is_dir():
+            raise InputError(f"there is no folder {file.parent}")
+    found = watching.watch(
+        where,
+        seconds,
+        interval,
+        show=lambda at, sample: typer.echo(watching.line(at, sample)),
+        progress=lambda step: typer.echo(f"{where}: {step}", err=True),
+    )
+    typer.echo(watching.summary(found))
+    if csv_file:
+        with csv_file.open("w", encoding="utf-8", newline="") as file:
+            found.track.write_csv(file)
+    if png_file:
+        figures.power_and_heat(found.track, f"Power and heat of {where}").savefig(png_file, dpi=150)
+    raise typer.Exit(1 if found.lost else 0)
+
+
 def _told(found: dict[str, Any]) -> dict[str, str]:
     """The lines that tell a person what a board is; what the board does not know is left out."""
     facts, sensors = found["machine"], found["sensors"]
@@ -103,6 +136,7 @@ def _told(found: dict[str, Any]) -> dict[str, str]:
         "clock": ", ".join(f"{mhz} MHz" for mhz in sensors.get("mhz", ())),
         "temperature": ", ".join(f"{name} {value:.1f} °C" for name, value in sensors.get("celsius", {}).items()),
         "power mode": sensors.get("power_mode"),
+        "power read of": found["power"],
         "held back": "; ".join(f"{when.replace('_', ' ')}: {', '.join(by) or 'no'}" for when, by in throttling.items()),
         "engines": ", ".join(f"{name} {version}" for name, version in found["engines"].items()),
         "not there": ", ".join(found["missing"]),

@@ -37,7 +37,8 @@ _FIELDS = {field.name for field in fields(Sample)}
 class Meter:
     """A running sampler. Use as a context manager; leaving it ends the sampler.
 
-    ``scope`` says what its power is the power of (None: it cannot be read), ``celsius`` the first temperatures.
+    ``scope`` says what its power is the power of (None: it cannot be read), ``reads_something`` whether there is any
+    sensor at all.
     ``command`` starts :mod:`.sampler`, here or on a board. Raises :class:`BoardError` if it does not start.
     """
 
@@ -67,7 +68,7 @@ class Meter:
             self.__exit__()
             raise BoardError("the sensors could not be read: the sampler ended before its first line")
         self.scope: str | None = self._head["scope"]
-        self.celsius: dict[str, float] = self._head["celsius"]
+        self.reads_something = any(self._head.values())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -27,9 +27,9 @@ Progress = Callable[[str], None]
 class Here(Place):
     """This machine, with its sensors."""
 
-    def meter(self) -> Meter | None:
+    def meter(self, interval_s: float | None = None) -> Meter | None:
         worth_it = sampler.scope() or (machine.board() and sensors.thermal_zones())
-        return meter.here() if worth_it else None
+        return meter.here(interval_s or sampler.INTERVAL_S) if worth_it else None
 
 
 class Emulated(Place):

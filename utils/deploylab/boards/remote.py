@@ -120,17 +120,17 @@ class Remote(Place):
         settings = " ".join(f"{name}={value}" for name, value in client.pinned(threads).items())
         return self._guarded(f"{settings} {self._python} -m deploylab.bench.worker")
 
-    def meter(self, interval_s: float = sampler.INTERVAL_S) -> Meter | None:
+    def meter(self, interval_s: float | None = None) -> Meter | None:
         if not self.timed or not (self.before["power"] or self.before["sensors"].get("celsius")):
             return None
-        order = shlex.quote(meter.order(interval_s))
+        order = shlex.quote(meter.order(interval_s or sampler.INTERVAL_S))
         return Meter(self._guarded(f"{self._python} -m {sampler.__name__} {order}"))
 
     def _guarded(self, command: str) -> list[str]:
         """What runs a command of the board's shell so that it ends with the connection."""
         # The shell stays, as it tells a signal by its exit code, which sshd does not. The guard looks for its file.
         return self._connection.command(
-            f"cd {self._run} && echo $$ >pids/$$ && {command}; code=$?; rm -f {self._run}/pids/$$; exit $code"
+            f"cd {self._run} && : >pids/$$ && {command}; code=$?; rm -f {self._run}/pids/$$; exit $code"
         )
 
     def locate(self, artifact: Artifact) -> str:

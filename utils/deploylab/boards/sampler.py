@@ -155,14 +155,17 @@ class TegraStats:
         self.scope = ""
         self._latest: dict[str, Any] = {}
         self._told = threading.Event()
+        self._wait_s = _TIMEOUT_S + interval_s
         threading.Thread(target=self._follow, daemon=True).start()
-        self._told.wait(_TIMEOUT_S + interval_s)
+        self._told.wait(self._wait_s)
         if not self.scope:
             self.close()
             raise LookupError("tegrastats tells no power")
 
     def read(self) -> dict[str, Any]:
-        """The last line that was not read yet; nothing if there was none since."""
+        """The last line; waits for it if it was read before."""
+        self._told.wait(self._wait_s)
+        self._told.clear()
         found, self._latest = self._latest, {}
         return found
 
@@ -248,7 +251,8 @@ def run(order: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], stop: 
     root, interval_s = Path(order.get("root", "/")), float(order.get("interval_s", INTERVAL_S))
     source, throttled = power(root, interval_s), Throttled(root)
     zones, policies = root / "sys/class/thermal", root / "sys/devices/system/cpu/cpufreq"
-    tell({"scope": source.scope if source else None, "celsius": sensors.thermal_zones(zones), "interval_s": interval_s})
+    told = {"celsius": sensors.thermal_zones(zones), "mhz": sensors.clocks(policies)}
+    tell({"scope": source.scope if source else None, **told})
     begin = due = time.monotonic()
     cpu = _cpu_s()
     try:
