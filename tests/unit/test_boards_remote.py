@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -24,9 +27,9 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from typer.testing import CliRunner
 
-from deploylab import report
+from deploylab import cli, report
 from deploylab.bench.compare import compare
-from deploylab.boards import emulator, index, onboard, places, probe, remote, ssh
+from deploylab.boards import emulator, halt, index, onboard, places, probe, remote, ssh
 from deploylab.boards.ssh import Address
 from deploylab.cli import app
 from deploylab.errors import BoardError, BoardLost, InputError
@@ -81,10 +84,12 @@ def test_every_python_of_a_board_gets_one_version_of_each_package():
     ("departing", "message"),
     [
         ({"machine": "armv7l", "bits": 32}, "32-bit system on armv7l.*64-bit"),
-        ({"bits": 32}, "32-bit system on aarch64"),
+        ({"bits": 32}, "32-bit system on aarch64, and only its kernel is 64-bit"),
         ({"system": "Darwin"}, "runs Darwin"),
         ({"libc": ["", ""]}, "no GNU C library"),
-        ({"python": "3.8.10"}, r"Python 3\.8\.10; DeployLab needs 3\.10"),
+        ({"python": "3.9.2"}, r"Python 3\.9\.2; DeployLab needs 3\.10 or later there: install a newer system"),
+        ({"python": "3.6.9", "l4t": "# R32 (release), REVISION: 7.1, GCID: 1"}, r"JetPack 4.*uv python install 3\.10"),
+        ({"python": "3.8.10", "l4t": "# R35 (release), REVISION: 4.1"}, r"JetPack 5\).*hardware/jetson/README\.md"),
     ],
 )
 def test_a_machine_that_cannot_run_the_engines_is_told_apart(departing, message):
@@ -158,6 +163,73 @@ def test_a_guard_that_hears_nothing_ends_the_workers_and_itself(tmp_path):
 
 
 @posix
+def test_what_a_dead_run_left_is_removed_whatever_the_clock_says(tmp_path):
+    folder = tmp_path / "deploylab" / "board"
+    dead = folder / "runs" / "1-gone"
+    (dead / "pids").mkdir(parents=True)
+    unfinished = folder / "code-1.unfinished-1"
+    unfinished.mkdir()
+    forgotten, recent = folder / "code-1", folder / "runtime-1"
+    forgotten.mkdir()
+    worker = subprocess.Popen(["sh", "-c", f"cd {dead}; sleep 600; true"], start_new_session=True)
+    (dead / "pids" / str(worker.pid)).touch()
+    with _guard(tmp_path, "me") as survey:
+        assert worker.wait(60) == -signal.SIGKILL
+        assert not dead.exists()
+        assert not unfinished.exists()
+        assert (forgotten.exists(), survey["others"]) == (True, 0)
+        recent.mkdir()
+        for path, date in ((survey["run"], 0), (forgotten, 0), (recent, 4e9)):
+            os.utime(path, (date, date))
+        with _guard(tmp_path, "me") as again, _guard(tmp_path, "another") as foreign:
+            assert (again["others"], foreign["others"]) == (0, 2)
+            assert Path(survey["run"]).exists()  # a clock that jumps ages it, but it is in use
+            assert forgotten.exists()
+    with _guard(tmp_path, "me"):
+        assert not forgotten.exists()
+        assert recent.exists()
+    assert not list((folder / "runs").iterdir())
+
+
+@contextlib.contextmanager
+def _guard(cache, client):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    order = {"do": "guard", "lease_s": 60.0, "packages": [], "client": client}
+    command = [str(PYTHON), "-S", "-c", ssh._program(order)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as guard:
+        yield ssh._answer_in(guard.stdout.readline().decode())
+        guard.stdin.close()
+        assert guard.wait(60) == 0
+
+
+@posix
+def test_sockets_of_a_process_that_was_killed_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(ssh, "_short_folder", lambda: str(tmp_path))
+    folders = {name: tmp_path / f"{ssh._PREFIX}{name}" for name in ("dead", "alive", "empty", "new")}
+    with contextlib.ExitStack() as sockets:
+        for name, folder in folders.items():
+            folder.mkdir()
+            if name in ("dead", "alive"):
+                server = sockets.enter_context(socket.socket(socket.AF_UNIX))
+                server.bind(os.path.relpath(folder / "s"))
+                server.listen() if name == "alive" else server.close()
+            if name != "new":
+                os.utime(folder, (0, 0))
+        ssh._sweep()
+    assert sorted(name for name, folder in folders.items() if folder.exists()) == ["alive", "new"]
+
+
+def test_a_halt_ends_what_runs_and_what_starts():
+    wish = halt.Halt()
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with wish.here():
+        threading.Timer(0.2, wish.ask).start()
+        assert halt.run(sleep).returncode
+        assert halt.run(sleep).returncode
+    assert halt.run([sys.executable, "-c", "print(input('?'))"]).stdout == "?"  # there is nobody to ask
+
+
+@posix
 def test_a_broken_or_cut_off_archive_leaves_nothing(tmp_path):
     target = tmp_path / "there"
     for content in (b"", b"nonsense", _packed(tmp_path)[:-200]):
@@ -198,8 +270,8 @@ def board(server, tmp_path, monkeypatch):
     assert_nothing_left(home)
 
 
-def _behave(server, home, *command, path=f"{PYTHON.parent}:/usr/bin:/bin"):
-    server.runs("env", "-i", f"HOME={home}", f"PATH={path}", *command)
+def _behave(server, home, *command, path=f"{PYTHON.parent}:/usr/bin:/bin", around=()):
+    server.runs(*around, "env", "-i", f"HOME={home}", f"PATH={path}", *command)
 
 
 def assert_nothing_left(home):
@@ -229,7 +301,7 @@ def model(tmp_path_factory):
 
 def _compare(model, place, folder, **options):
     paths = {"out_dir": folder / "artifacts", "ledger_path": folder / "ledger.jsonl"}
-    return compare(model, ["onnxruntime"], place=place, **{**QUICK, **paths, **options})
+    return compare(model, place=place, **{"engines": ["onnxruntime"], **QUICK, **paths, **options})
 
 
 @needs_server
@@ -255,14 +327,22 @@ def test_the_whole_way_to_a_board_and_back(server, board, model, tmp_path):
 
 
 @needs_server
-def test_a_connection_that_breaks_half_way_keeps_what_was_measured(server, board, model, tmp_path):
-    def cut(done, total, step):
-        if "round 3" in step:
-            server.cut()
+def test_a_crash_costs_its_row_and_a_lost_connection_keeps_what_was_measured(server, board, model, tmp_path):
+    def crash():
+        (shell,) = _workers(board)
+        shell.children()[0].send_signal(signal.SIGILL)
 
     with places.place(f"ssh:{server.address}") as place:
-        found = _compare(model, place, tmp_path, rounds=6, memory=True, progress=cut)
+        crashed = _compare(model, place, tmp_path, progress=_when("round 2", crash))
+        assert place.probe()["engines"]
+        found = _compare(model, place, tmp_path, rounds=6, memory=True, progress=_when("round 3", server.cut))
         assert_nothing_left(board)
+        at_once = _compare(model, place, tmp_path)
+        with pytest.raises(BoardLost, match="was lost"):
+            place.probe()
+    assert crashed.rows[0].status == "crashed"
+    assert "SIGILL" in crashed.rows[0].reason
+    assert ([row.status for row in at_once.rows], at_once.measured) == (["lost"], [])
     (row,) = found.rows
     assert row.status == "lost"
     assert f"the connection to {server.address} was lost" in row.reason
@@ -276,29 +356,9 @@ def test_a_connection_that_breaks_half_way_keeps_what_was_measured(server, board
     assert "lost: the connection" in console.export_text()
 
 
-@needs_server
-def test_a_board_that_is_lost_at_once_says_so(server, board, model, tmp_path):
-    with places.place(f"ssh:{server.address}") as place:
-        server.cut()
-        found = _compare(model, place, tmp_path)
-        with pytest.raises(BoardLost, match="was lost"):
-            place.probe()
-    assert [row.status for row in found.rows] == ["lost"]
-    assert found.measured == []
-
-
-@needs_server
-def test_a_worker_that_crashes_on_the_board_costs_its_row_only(server, board, model, tmp_path):
-    def crash(done, total, step):
-        if "round 2" in step:
-            (shell,) = _workers(board)
-            shell.children()[0].send_signal(signal.SIGILL)
-
-    with places.place(f"ssh:{server.address}") as place:
-        found = _compare(model, place, tmp_path, progress=crash)
-        assert place.probe()["engines"]
-    assert found.rows[0].status == "crashed"
-    assert "SIGILL" in found.rows[0].reason
+def _when(words, act):
+    """A hearer of progress that does something when it hears of a step."""
+    return lambda done, total, step: act() if words in step else None
 
 
 def _workers(home):
@@ -312,20 +372,31 @@ def _workers(home):
     ("mischief", "message"),
     [
         ("stranger", r"does not accept your key.*ssh-copy-id -p \d+"),
+        ("gate", r"no connection to behind: \S+@127\.0\.0\.1 does not accept your key"),
         ("unknown", r"host key is not known here yet.*compare the fingerprint"),
         ("changed", r"not the one you have known.*ssh-keygen -R"),
     ],
 )
 def test_keys_that_do_not_fit(server, board, monkeypatch, mischief, message):
-    if mischief == "stranger":
-        monkeypatch.setenv("DEPLOYLAB_SSH", server.config("stranger"))
+    if mischief in ("stranger", "gate"):
+        keys = ("stranger",) if mischief == "stranger" else ("user", "stranger")
+        monkeypatch.setenv("DEPLOYLAB_SSH", server.config(*keys))
     else:
         server.know(*([(server.folder / "stranger.pub").read_text()] if mischief == "changed" else []))
     try:
         with pytest.raises(BoardError, match=message):
-            places.place(f"ssh:{server.address}")
+            places.place("ssh:behind" if mischief == "gate" else f"ssh:{server.address}")
     finally:
         server.config("user")
+
+
+@needs_server
+@pytest.mark.parametrize("way", ["behind", "[::1]:{port}"])
+def test_a_jump_on_the_way_and_ipv6(server, board, way):
+    if "::" in way and not ssh_server.has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with contextlib.closing(ssh.Connection(Address.parse(way.format(port=server.port)), [])) as connection:
+        assert connection.run("echo here") == "here\n"
 
 
 @needs_server
@@ -348,6 +419,31 @@ def test_a_board_without_python(server, board):
 
 
 @needs_server
+@pytest.mark.parametrize(
+    ("version", "message"), [((3, 8, 10), r"Python 3\.8\.10; DeployLab needs 3\.10"), ((3, 5, 2), r"older than 3\.6")]
+)
+def test_an_old_python_is_refused_unless_a_newer_one_lies_beside_it(server, board, version, message):
+    own = board / ".local" / "bin"
+    _pretend_python(board / "bin" / "python3", version)
+    _behave(server, board, "/bin/sh", "-c", path=str(board / "bin"))
+    with pytest.raises(BoardError, match=message):
+        places.place(f"ssh:{server.address}")
+    own.mkdir(parents=True)
+    (own / "python3.12").symlink_to(PYTHON)
+    with contextlib.closing(ssh.Connection(Address.parse(server.address), [])) as connection:
+        assert connection.survey["executable"] == str(own / "python3.12")
+
+
+def _pretend_python(path, version):
+    """A Python that says it has this version."""
+    text = ".".join(map(str, version))
+    told = f"sys.version_info = {(*version, 'final', 0)}; platform.python_version = lambda: '{text}'"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexec {PYTHON} -c "import platform, sys; {told}; exec(sys.argv[1])" "$2"\n')
+    path.chmod(0o755)
+
+
+@needs_server
 def test_start_files_that_print_are_named(server, board):
     _behave(server, board, "/bin/sh", "-c", 'echo "Welcome to pi"; exec /bin/sh -c "$0"')
     with pytest.raises(BoardError, match=r"start files.*Welcome to pi"):
@@ -362,11 +458,35 @@ def test_a_32_bit_system_is_refused(server, board):
 
 
 @needs_server
-def test_a_full_disk_is_told_with_the_space_that_is_left(server, board):
-    _behave(server, board, "/bin/sh", "-c", 'ulimit -f 20; exec /bin/sh -c "$0"')
-    with pytest.raises(BoardError, match=r"cannot write .*code-.*File too large.*MB are free.*free some space"):
+def test_a_full_disk_is_told_with_the_space_that_is_left(server, board, model, small_disk, tmp_path):
+    def on_it(*command):
+        return subprocess.run([*small_disk, *command], capture_output=True, text=True).stdout
+
+    _behave(server, board, "/bin/sh", "-c", around=small_disk)
+    fill = ("sh", "-c", 'head -c 9000000 /dev/zero >"$0"', str(board / "photos"))
+    on_it(*fill)
+    with pytest.raises(BoardError, match=r"cannot write .*code-.*No space left on device.*MB are free.*free some"):
         places.place(f"ssh:{server.address}")
-    assert [path.name for path in (board / ".cache/deploylab/board").iterdir()] == ["runs"]
+    assert on_it("ls", str(board / ".cache/deploylab/board")) == "runs\n"
+    on_it("rm", str(board / "photos"))
+    with places.place(f"ssh:{server.address}") as place:
+        on_it(*fill)
+        found = _compare(model, place, tmp_path)
+        assert "onnxruntime" not in on_it("ls", "-R", place._survey["run"])
+    assert found.rows[0].status == "failed"
+    assert "No space left on device" in found.rows[0].reason
+
+
+@pytest.fixture
+def small_disk(board):
+    """The command that a program runs under for which the board's home is a disk of 8 MB."""
+    script = 'mount -t tmpfs -o size=8m none "$0" && echo mounted && exec cat'
+    command = ["unshare", "-Urm", "sh", "-c", script, str(board)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
+        if holder.stdout.readline() != b"mounted\n":
+            pytest.skip(f"no file system of one's own here: {holder.stderr.read().decode()}")
+        yield ["nsenter", "-t", str(holder.pid), "-U", "-m", "--preserve-credentials"]
+        holder.stdin.close()
 
 
 @needs_server
@@ -378,23 +498,49 @@ def test_a_home_that_cannot_be_written_is_named(server, board):
 
 
 @needs_server
-def test_packages_that_a_board_lacks_are_sent_once(server, board, monkeypatch, tmp_path):
+def test_packages_that_a_board_lacks_are_sent_once_and_one_without_a_wheel_is_left_out(
+    server, board, model, monkeypatch, tmp_path
+):
     def install(requirements, folder, *, machine, python, glibc):
-        downloads.append((requirements.read_text(), machine, python, glibc))
+        wanted = requirements.read_text().split()
+        downloads.append((wanted, machine, python, glibc))
+        if "ncnn==9.0" in wanted:
+            raise index.NoWheel("ncnn==9.0", "the package index has no wheel of ncnn==9.0")
         folder.mkdir()
         (folder / "only_there.py").write_text("print('it is here')\n")
 
     downloads = []
     monkeypatch.setenv("DEPLOYLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote.index, "install", install)
-    monkeypatch.setattr(index, "pins", lambda: [index.Pin("only-there", "1.0", "only-there==1.0", "")])
-    for _ in range(2):
-        with places.place(f"ssh:{server.address}") as place:
-            assert "it is here" in place._connection.run(f"{place._python} -c 'import only_there'")
-    ((text, machine, python, glibc),) = downloads
-    assert (text, machine) == ("only-there==1.0\n", remote._MACHINES[os.uname().machine])
-    assert python == "{}.{}".format(*sys.version_info)
-    assert glibc >= 17
+    monkeypatch.setattr(index, "install", install)
+    pins = [index.Pin("only-there", "1.0", "only-there==1.0", ""), index.Pin("ncnn", "9.0", "ncnn==9.0", "")]
+    monkeypatch.setattr(index, "pins", lambda: pins)
+    python = _python_with(board / "env", "numpy", "PIL", "pillow", "onnxruntime", "flatbuffers", "packaging", "google")
+    _behave(server, board, "/bin/sh", "-c", path=f"{python}:/usr/bin:/bin")
+    probed = CliRunner().invoke(app, ["boards", "probe", f"ssh:{server.address}"])
+    assert probed.exit_code == 0, probed.output
+    assert "no wheel of ncnn==9.0 for it: left out" in probed.stderr
+    assert "usable core(s)" in probed.stdout
+    with places.place(f"ssh:{server.address}") as place:
+        assert "it is here" in place._connection.run(f"{place._python} -c 'import only_there'")
+        assert {"onnxruntime", "ncnn"} == set(place.engines())
+        found = _compare(model, place, tmp_path, engines=None)
+    first, second = downloads
+    assert (first[0], second[0]) == (["only-there==1.0", "ncnn==9.0"], ["only-there==1.0"])
+    assert second[1:3] == (os.uname().machine, "{}.{}".format(*sys.version_info))
+    assert second[3] >= 17
+    assert {row.engine: row.status for row in found.rows} == {"onnxruntime": "ok", "ncnn": "unavailable"}
+    assert re.search(r"ncnn 9\.0 has no wheel for Python \S+ and glibc", found.row("ncnn").reason)
+    assert any("eager" in note and "left out" in note for note in found.notes)
+
+
+def _python_with(folder, *packages):
+    """A folder of programs with a Python that has these packages of ours only."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (own,) = folder.glob("lib/python3*/site-packages")
+    for path in Path(np.__file__).parents[1].iterdir():
+        if re.match(f"({'|'.join(packages)})([.-]|$)", path.name, re.IGNORECASE):
+            (own / path.name).symlink_to(path)
+    return folder / "bin"
 
 
 @needs_server
@@ -414,9 +560,11 @@ def test_a_comparison_that_is_killed_leaves_nothing_on_the_board(server, board):
 
 
 @needs_server
-def test_ctrl_c_ends_everything(server, board, model, tmp_path):
+def test_ctrl_c_ends_everything_and_keeps_what_was_measured(server, board, model, tmp_path):
+    boards = [server.address, server.address.replace("127.0.0.1", "localhost")]  # the same machine: one waits
     command = [sys.executable, "-m", "deploylab.cli", "compare", str(model), "--engines", "onnxruntime"]
-    command += ["--on", f"ssh:{server.address}", "--rounds", "200", "--max-seconds", "500", "--samples", "10000000"]
+    command += [part for each in boards for part in ("--on", f"ssh:{each}")]
+    command += ["--rounds", "200", "--max-seconds", "500", "--samples", "10000000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as lab:
         watchdog = threading.Timer(240, lab.kill)
         watchdog.start()
@@ -426,36 +574,43 @@ def test_ctrl_c_ends_everything(server, board, model, tmp_path):
             if "round 2" in line:
                 lab.send_signal(signal.SIGINT)
                 break
-        said += lab.stderr.read()
-        assert lab.wait() == 130, said
+        shown, rest = lab.communicate()
         watchdog.cancel()
-    assert "interrupted" in said
+    said += rest
+    assert lab.returncode == 130, said
+    assert "interrupted: workers ended, also those on boards" in said
+    assert "waits, it is the same machine as another of these boards" in said
     assert "Traceback" not in said
+    text = " ".join(shown.split())
+    assert "it was interrupted after 1 of 200 rounds" in text
+    assert text.count("interrupted: by the user; what ran on") == 2
     assert_nothing_left(board)
 
 
 @needs_server
-def test_several_boards_in_one_command(server, board, model, tmp_path):
-    away = f"pi@127.0.0.1:{ssh_server._free_port()}"
-    boards = [f"ssh:{server.address}", f"ssh:{away}", f"ssh:{server.address.replace('@127.0.0.1', '@localhost')}"]
-    server.know((server.folder / "host.pub").read_text())
-    with server.known.open("a") as known:
-        known.write(f"[localhost]:{server.port} {(server.folder / 'host.pub').read_text()}")
-    on = [part for each in boards for part in ("--on", each)]
+def test_boards_are_measured_at_the_same_time_and_this_machine_alone(server, board, model, monkeypatch, tmp_path):
+    def meet(where, done, total, step):
+        if where.startswith("ssh:") and "round 1" in step:
+            both.wait(240)  # in vain if they were measured one after the other
+        told(where, done, total, step)
+
+    both, told = threading.Barrier(2), cli._tell_in_a_line
+    monkeypatch.setattr(cli, "_tell_in_a_line", meet)
+    monkeypatch.setattr(remote.Remote, "machine", property(lambda self: self.name))  # as if there were two
+    away = f"ssh:pi@127.0.0.1:{ssh_server._free_port()}"
+    boards = [f"ssh:{server.address}", f"ssh:{server.address.replace('127.0.0.1', 'localhost')}"]
+    on = [part for each in ("here", boards[0], away, boards[1]) for part in ("--on", each)]
     quick = ["--samples", "9", "--rounds", "2", "--no-memory", "--engines", "onnxruntime"]
     done = CliRunner().invoke(app, ["compare", str(model), *on, *quick, "--json", str(tmp_path / "rows.json")])
     assert done.exit_code == 1, done.output
-    assert f"error: ssh:{away}: no connection" in done.stderr
+    assert f"error: {away}: no connection" in done.stderr
     assert "p50 in ms, or instructions" in done.stdout
-    assert len(list(tmp_path.glob("rows-ssh-*.json"))) == 2
-
-
-@needs_server
-def test_the_probe_on_the_command_line(server, board):
-    done = CliRunner().invoke(app, ["boards", "probe", f"ssh:{server.address}"])
-    assert done.exit_code == 0, done.output
-    assert "onnxruntime" in done.stdout
-    assert "usable core(s)" in done.stdout
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("rows-*.json")]
+    assert [each["rows"][0]["status"] for each in found] == 3 * ["ok"]
+    assert not any("another comparison" in note for each in found for note in each["notes"])
+    lines = done.stderr.splitlines()
+    (begin,) = (number for number, line in enumerate(lines) if "here: " in line and "checking" in line)
+    assert all(any(line.startswith(f"{each}: ") and "done" in line for line in lines[:begin]) for each in boards)
 
 
 @needs_server

@@ -165,6 +165,6 @@ class _Run:
             self._failed(where, BoardError("".join(traceback.format_exception(error)).strip()))
 
     def _failed(self, where: str, error: DeployLabError) -> None:
-        self.outcomes[where].error = error
         if not isinstance(error, BoardInterrupted):
+            self.outcomes[where].error = error
             self.told(where, 0, 0, f"failed: {error}")

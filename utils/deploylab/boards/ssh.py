@@ -134,7 +134,7 @@ class Connection:
     def loss(self) -> BoardLost:
         """What there is to say about a connection that broke, or that was ended by the halt."""
         if self._halt.asked:
-            return BoardInterrupted(f"interrupted; what ran on {self.address} was ended")
+            return BoardInterrupted(f"by the user; what ran on {self.address} was ended")
         last = self._last_words()
         return BoardLost(f"the connection to {self.address} was lost" + (f" ({last})" if last else ""))
 
@@ -230,7 +230,7 @@ class Connection:
         for pattern, meaning in _REASONS:
             if found := re.search(pattern, said):
                 target, port = self.address.target, f" -p {self.address.port}" if self.address.port else ""
-                if _NO_WAY_THROUGH in said and found.groupdict().get("by"):
+                if re.search(_NO_WAY_THROUGH, said) and found.groupdict().get("by"):
                     target, port = found["by"], ""  # the host on the way refused
                 what = meaning.format(target=target, host=target.rpartition("@")[2], port=port)
                 return BoardError(f"no connection to {self.address}: {what}. ssh said: {self._last_words()}")
@@ -264,7 +264,7 @@ class Connection:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-_NO_WAY_THROUGH = "UNKNOWN port"
+_NO_WAY_THROUGH = "kex_exchange_identification|UNKNOWN port"
 """What ssh says beside the reason when it was the host of a ProxyJump that let nobody through."""
 _REASONS = (
     (
