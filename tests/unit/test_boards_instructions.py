@@ -36,9 +36,11 @@ def board():
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("cc"), reason="needs a C compiler")
-def test_the_engines_part_is_the_same_in_every_run(board, artifact):
+def test_the_engines_part_is_the_same_in_every_run(board, artifact, monkeypatch):
     x = torch.rand(1, CHANNELS, SIDE, SIDE).numpy()
-    first, second = (instructions.count(board, artifact, x) for _ in range(2))
+    first = instructions.count(board, artifact, x)
+    monkeypatch.setenv("OF_THE_CALLER", "x" * 1000)  # moves a program's memory
+    second = instructions.count(board, artifact, x)
     assert [first.of_engine(kind) for kind in KINDS] == [second.of_engine(kind) for kind in KINDS]
     assert first.of_engine("fmla_fp32") > 0
     assert first.of_engine("fmla_fp16") == first.of_engine("dot_int8") == 0

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,11 @@ class Board:
         return self.folder / "packages"
 
     @property
+    def compiled(self) -> Path:
+        """Where its Python keeps what it compiled."""
+        return self.folder / "var" / "cache" / "python"
+
+    @property
     def python_version(self) -> str:
         """Such as ``3.11``."""
         return _version(self.folder)
@@ -70,7 +75,7 @@ class Board:
         inside = {
             "PYTHONPATH": modules,
             "PYTHONNOUSERSITE": "1",
-            "PYTHONPYCACHEPREFIX": str(self.folder / "var" / "cache" / "python"),
+            "PYTHONPYCACHEPREFIX": str(self.compiled),
             "DEPLOYLAB_HOME": str(paths.root()),
         }
         settings = [part for name, value in inside.items() for part in ("-E", f"{name}={value}")]
@@ -147,13 +152,27 @@ def remove(name: str) -> None:
 
 
 def run(
-    board: Board, *arguments: str, qemu: Sequence[str] = (), first: Path | None = None, timeout_s: float = 120.0
+    board: Board,
+    *arguments: str,
+    qemu: Sequence[str] = (),
+    first: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 120.0,
 ) -> str:
-    """What the board's Python prints for these arguments. Raises :class:`BoardError` with its last words."""
+    """What the board's Python prints for these arguments. Raises :class:`BoardError` with its last words.
+
+    ``environment`` is that of QEMU, this process's by default; the program sees it too.
+    """
     command = board.python(*arguments, qemu=qemu, first=first)
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BoardError(f"the emulated {board.name} did not run: {error}") from error
