@@ -57,8 +57,10 @@ def test_the_wheel_works_on_a_pi_5():
         (0xC85FFC00, ""),  # ldaxr x0, [x0]
         (0x4E20CC00, ""),  # fmla v0.4s, v0.4s, v0.4s
         (0x4F801000, ""),  # fmla v0.4s, v0.4s, v0.s[0]
-        (0x4F03F601, ""),  # fmov v1.4s, #0.5
+        (0x4F03F401, ""),  # fmov v1.4s, #0.5
         (0x1E202800, ""),  # fadd s0, s0, s0
+        (0x1EE24000, ""),  # fcvt s0, h0
+        (0x0E217800, ""),  # fcvtl v0.4s, v0.4h
         (0x4E808400, ""),  # add v0.4s, v0.4s, v0.4s
     ],
 )

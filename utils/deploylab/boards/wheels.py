@@ -131,7 +131,7 @@ def last_translated(log: str) -> Fault:
 
 FEATURES = {
     "atomics": ((0x3F200C00, 0x38200000), (0x3FA07C00, 0x08A07C00), (0xBFA07C00, 0x08207C00)),
-    "fphp": ((0x7FE00000, 0x1EE00000), (0xFFC00000, 0x1FC00000)),
+    "fphp": ((0xFFE00C00, 0x1EE00800), (0xFFC00000, 0x1FC00000)),  # two and three operands
     "asimdhp": (
         (0x9F60C400, 0x0E400400),  # three registers
         (0x9F7E0C00, 0x0E780800),  # two registers
