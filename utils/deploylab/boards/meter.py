@@ -13,11 +13,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -104,6 +105,16 @@ class Meter:
             seen = len(self._samples)
             self._news.wait_for(lambda: len(self._samples) > seen or not self.running, timeout_s)
             return self._samples[-1] if len(self._samples) > seen else None
+
+    def readings(self, patience_s: float) -> Iterator[Sample]:
+        """Every reading from the first on, as it comes; ends when none comes for so long, or when the sampler ends."""
+        for number in itertools.count():
+            with self._news:
+                self._news.wait_for(lambda n=number: len(self._samples) > n or not self.running, patience_s)
+                if len(self._samples) <= number:
+                    return
+                sample = self._samples[number]
+            yield sample
 
     def track_until(self, at: float, timeout_s: float = 10.0) -> Track:
         """The readings so far, as soon as there is one later than ``at`` on the clock of the machine that is read."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from deploylab.bench.energy import Sample, Track
 from deploylab.boards import meter, places
-from deploylab.boards.meter import Meter
 from deploylab.errors import BoardError
 
 _PATIENCE_S = 30.0
@@ -44,19 +43,15 @@ def watch(
             if not beside.reads_something:
                 raise BoardError(f"{where}: neither power nor temperature nor clocks can be read; nothing to watch")
             progress(f"power: {beside.scope or 'cannot be read'}")
+            shown: list[Sample] = []
             with contextlib.suppress(KeyboardInterrupt):
-                _follow(beside, seconds, show, patience_s=interval_s + _PATIENCE_S)
+                for sample in beside.readings(interval_s + _PATIENCE_S):
+                    shown.append(sample)
+                    show(sample.at - shown[0].at, sample)
+                    if sample.at - shown[0].at >= seconds:
+                        break
             lost = not beside.running
-        return Watched(beside.track(), beside.own_share, lost)
-
-
-def _follow(beside: Meter, seconds: float, show: Callable[[float, Sample], None], patience_s: float) -> None:
-    first = None
-    while sample := beside.next(patience_s):
-        first = first or sample
-        show(sample.at - first.at, sample)
-        if sample.at - first.at >= seconds:
-            return
+        return Watched(Track(shown, beside.scope or ""), beside.own_share, lost)
 
 
 def line(seconds: float, sample: Sample) -> str:
