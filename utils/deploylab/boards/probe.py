@@ -1,16 +1,22 @@
-"""What a board is, measured on it: ``python -m deploylab.boards.probe`` prints it as a line of JSON."""
+"""What a board is, measured on it: ``python -m deploylab.boards.probe`` prints it as a line of JSON.
+
+With ``sensors`` after that it prints only what the sensors say, in less time: no engine is looked for.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
-from deploylab import engines, machine
+from deploylab import machine
 from deploylab.boards import sampler, sensors
 
 
 def report() -> dict[str, Any]:
     """The machine, its sensors, the power that can be read, the load, and every engine with its version or why not."""
+    from deploylab import engines
+
     states = {name: engines.get(name).available() for name in engines.names()}
     return {
         "machine": machine.describe(),
@@ -39,4 +45,4 @@ def readings() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(report()))
+    print(json.dumps(readings() if sys.argv[1:] == ["sensors"] else report()))

@@ -161,7 +161,11 @@ class Remote(Place):
     def probe(self) -> dict[str, Any]:
         """What :func:`deploylab.boards.probe.report` says there. Raises :class:`BoardError`."""
         used = " ".join(shlex.quote(path) for path in (self._code, self._runtime) if path)
-        said = self._connection.run(f"touch -c {used}; {self._python} -m deploylab.boards.probe")
+        return self._ask(f"touch -c {used}; {self._python} -m deploylab.boards.probe")
+
+    def _ask(self, script: str) -> dict[str, Any]:
+        """The JSON that a script prints on the board."""
+        said = self._connection.run(script)
         try:
             return json.loads(said.splitlines()[-1])
         except (ValueError, IndexError):
@@ -183,7 +187,7 @@ class Remote(Place):
         """The sensors after the last worker started; empty if the connection is gone."""
         if self._latest is None:
             try:
-                self._latest = self.probe()["sensors"]
+                self._latest = self._ask(f"{self._python} -m deploylab.boards.probe sensors")
             except BoardError:
                 self._latest = {}
         return self._latest
