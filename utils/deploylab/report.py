@@ -280,6 +280,8 @@ def _about_energy(rows: Sequence[Energy]) -> list[str]:
             "latencies were measured; energy: of one inference, with all that the board takes; above idle: without the "
             f"{number(idle)} W that it took before"
         )
+    if rows and rows[0].sampler_share is not None:
+        lines.append(f"reading the sensors took {rows[0].sampler_share:.1%} of a core meanwhile")
     if any(row.celsius is not None for row in rows):
         lines.append("heat: the highest temperature meanwhile; engines further down found the board warmer")
     held_back = sorted({reason for row in rows for reason in row.held_back})

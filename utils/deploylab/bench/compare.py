@@ -530,17 +530,20 @@ class _Bench:
 
     def _watch_energy(self, rows: Sequence[Row], workers: Mapping[str, Worker], meter: Meter) -> None:
         """Power and heat of one row after the other. The latencies are done: reading sensors takes time itself."""
-        idle_w = None
         with ExitStack() as running:
             try:
                 running.enter_context(meter)
-                idle_w = idle_watts(meter, IDLE_S)
+                idle_w, metered = idle_watts(meter, IDLE_S), True
             except DeployLabError as error:
+                idle_w, metered = None, False
                 self.notes.append(f"power and heat were not read: {self.place.explain(error)}")
             for row in rows:
                 with self.steps(f"power and heat of {row.label}"):
-                    if row.ok and not self.notes:
+                    if row.ok and metered:
                         self._meter_row(row, workers[row.label], meter, idle_w)
+        for row in rows:
+            if row.energy:
+                row.energy = replace(row.energy, sampler_share=meter.own_share)
 
     def _meter_row(self, row: Row, worker: Worker, meter: Meter, idle_w: float | None) -> None:
         try:

@@ -43,7 +43,8 @@ class Energy:
 
     ``power_w`` is the mean power meanwhile and ``idle_w`` that before, while the worker waited, both of what ``scope``
     names. ``mj`` is the energy of one inference in millijoules, ``mj_above_idle`` what is left without the idle power.
-    ``celsius`` is the highest temperature, that of ``sensor``. None where the board does not tell.
+    ``celsius`` is the highest temperature, that of ``sensor``. ``sampler_share`` is how much of one core the reading of
+    the sensors took beside. None where the board does not tell.
     """
 
     seconds: float
@@ -56,6 +57,7 @@ class Energy:
     sensor: str = ""
     scope: str = ""
     held_back: tuple[str, ...] = ()
+    sampler_share: float | None = None
 
 
 class Track:
@@ -167,6 +169,10 @@ class Meter(Protocol):
     """A sampler that runs from entering to leaving it. ``scope`` is what its power is the power of, if it reads any."""
 
     scope: str | None
+
+    @property
+    def own_share(self) -> float | None:
+        """How much of one core it took itself; None before its end."""
 
     def __enter__(self) -> Meter: ...
 
