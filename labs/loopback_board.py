@@ -22,15 +22,16 @@ _SYSTEM = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", 
 
 # Run as root, sshd wants the empty folder that Debian's service makes: only it sees this one.
 _SERVE = """#!/bin/sh
-run='exec {sshd} -i -f {folder}/sshd_config -E {folder}/sshd.log'
+set -- {sshd} -i -f {folder}/sshd_config -E {folder}/sshd.log
 if [ "$(id -u)" = 0 ] && [ ! -d /run/sshd ]; then
-    exec unshare --mount sh -c "mount -t tmpfs none /run && mkdir -m 755 /run/sshd && $run"
+    prepare='mount -t tmpfs none /run && mkdir -m 755 /run/sshd && exec "$@"'
+    exec unshare --mount sh -c "$prepare" sh "$@"
 fi
-$run
+exec "$@"
 """
 _BOARD = '#!/bin/sh\nexec {shell} "$SSH_ORIGINAL_COMMAND"\n'
-_SERVER = """HostKey {folder}/host
-AuthorizedKeysFile {folder}/user.pub
+_SERVER = """HostKey "{path}/host"
+AuthorizedKeysFile "{path}/user.pub"
 ForceCommand {folder}/board.sh
 PidFile none
 UsePAM no
@@ -42,10 +43,10 @@ PermitRootLogin prohibit-password
 _CLIENT = """Host {name}
   User {user}
   ProxyCommand {folder}/serve.sh
-  IdentityFile {folder}/user
+  IdentityFile "{path}/user"
   IdentitiesOnly yes
   IdentityAgent none
-  UserKnownHostsFile {folder}/known_hosts
+  UserKnownHostsFile "{path}/known_hosts"
   GlobalKnownHostsFile /dev/null
   StrictHostKeyChecking yes
 """
@@ -67,8 +68,9 @@ def login(board: Board, folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, mode=0o700)
     for name in ("host", "user"):
         _keygen(folder / name)
-    names = {"folder": shlex.quote(str(folder)), "name": NAME, "user": getpass.getuser()}
-    names |= {"sshd": _found("sshd"), "shell": shlex.join(board.shell("/bin/sh", "-c"))}
+    names = {"path": folder, "folder": shlex.quote(str(folder)), "name": NAME}
+    names |= {"user": getpass.getuser(), "sshd": _found("sshd")}
+    names["shell"] = shlex.join(board.shell("/bin/sh", "-c"))
     for name, text in (("serve.sh", _SERVE), ("board.sh", _BOARD)):
         (folder / name).write_text(text.format(**names))
         (folder / name).chmod(0o700)
