@@ -274,10 +274,11 @@ def _behave(server, home, *command, path=f"{PYTHON.parent}:/usr/bin:/bin", aroun
     server.runs(*around, "env", "-i", f"HOME={home}", f"PATH={path}", *command)
 
 
-def assert_nothing_left(home):
+def assert_nothing_left(home, client=""):
+    """Nothing on the board, or nothing of this client, whose name is part of all it does there."""
     runs = home / ".cache" / "deploylab" / "board" / "runs"
     for _ in range(600):
-        left = ssh_server.processes_naming(str(home)), list(runs.glob("*"))
+        left = ssh_server.processes_naming(client or str(home)), list(runs.glob(f"*{client}"))
         if not any(left):
             return
         time.sleep(0.1)
@@ -623,12 +624,13 @@ def test_an_emulated_board_over_ssh(server, board, model, tmp_path):
         pi4 = emulator.find("pi4")
     except BoardError as error:
         pytest.skip(str(error))
-    server.runs(*pi4.shell("/usr/bin/env", f"HOME={board}", "/bin/sh", "-c"))
+    server.runs(*pi4.shell("/bin/sh", "-c"))  # its home stays, so that Python compiles DeployLab there but once
     with places.place(f"ssh:{server.address}") as place:
         found = _compare(model, place, tmp_path)
         interrupted = _compare(model, place, tmp_path, memory=True, progress=cut)
         assert "onnxruntime" in place.engines()
         assert "eager" not in place.engines()
+    assert_nothing_left(pi4.folder, ssh._CLIENT)
     (row,) = found.rows
     assert row.ok, row.reason
     assert row.verdict.ok
