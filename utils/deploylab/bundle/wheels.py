@@ -138,7 +138,10 @@ def _resolved(target: Target, python: str, extras: Sequence[str]) -> list[Pin]:
             *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
             *(part for extra in extras for part in ("--extra", extra)),
         ]
-        done = subprocess.run(command, cwd=root, env=_environment(), capture_output=True, text=True, errors="replace")
+        env, no_index = _pips_settings()
+        done = subprocess.run(
+            [*command, *no_index], cwd=root, env=env, capture_output=True, text=True, errors="replace"
+        )
         if done.returncode:
             said = "\n  ".join(done.stderr.strip().splitlines()[-6:])
             raise BundleError(
@@ -154,7 +157,9 @@ def _uv() -> str:
     return str(found)
 
 
-def _environment() -> dict[str, str]:
-    """uv's settings that are pip's, as ``make setup`` has them."""
+def _pips_settings() -> tuple[dict[str, str], list[str]]:
+    """uv's environment and options, so that it looks where pip would, as in ``make setup``."""
     setup = runpy.run_path(str(paths.root() / "tools" / "setup_env.py"))
-    return setup["uv_environment"](setup["pip_settings"](sys.executable), os.environ)
+    settings = setup["pip_settings"](sys.executable)
+    no_index = ["--no-index"] if setup["truthy"](settings.get("no-index")) else []
+    return setup["uv_environment"](settings, os.environ), no_index
