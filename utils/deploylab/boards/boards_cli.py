@@ -13,11 +13,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploylab.boards import emulator, wheels
+from deploylab.boards import emulator, matrix_cli, wheels
 from deploylab.boards.profiles import PROFILES
 from deploylab.errors import BoardError, InputError
 
 app = typer.Typer(help="Emulated boards, and what any board is.", no_args_is_help=True, add_completion=False)
+app.command()(matrix_cli.matrix)
+app.command()(matrix_cli.instructions)
 
 _Names = Annotated[list[str], typer.Argument(help=f"{', '.join(PROFILES)}, or all.")]
 

@@ -1,0 +1,139 @@
+"""``deploylab boards matrix`` and ``deploylab boards instructions``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table as Shown
+
+from deploylab import paths
+from deploylab.boards.profiles import PROFILES
+from deploylab.errors import BoardError, InputError
+
+if TYPE_CHECKING:
+    from deploylab.boards.matrix import Matrix
+    from deploylab.boards.page import Table
+
+_Names = Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(PROFILES)}. Default: all.")]
+_Engines = Annotated[str, typer.Option(help="Names with commas between. Default: all that boards have.")]
+_Jobs = Annotated[int, typer.Option(help="Processes at a time. Default: one a usable core.", min=0)]
+_LINK = re.compile(r"\[[^]]*\]\(([^)]*)\)")
+_GOOD = ("runs", "refused")
+
+
+def matrix(
+    names: _Names = None,
+    engines: _Engines = "",
+    write: Annotated[Path | None, typer.Option(help="Write the tables as a page.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")] = None,
+    count: Annotated[bool, typer.Option(help="Also count instructions.")] = True,
+    jobs: _Jobs = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a cell counts as hung.", min=1)] = 300.0,
+) -> None:
+    """Which engine runs on which emulated board, in which precision, how right; memory and instructions.
+
+    Exit code 1 if one gives a wrong answer, crashes or hangs. The wheel that is known to crash does not count.
+    """
+    from deploylab.boards import page
+    from deploylab.boards.matrix import measure
+
+    if write and (names or engines or not count):
+        raise InputError("--write makes the whole page; leave out the names of boards, --engines and --no-count")
+    found = measure(
+        names or (),
+        _words(engines),
+        out_dir=paths.build() / "artifacts",
+        count=count,
+        jobs=jobs or None,
+        timeout_s=timeout,
+        progress=_progress(),
+    )
+    for table in page.tables(found):
+        _show(table)
+    _notes(found)
+    if write:
+        _write(write, page.to_markdown(found))
+    if json_file:
+        _write(json_file, json.dumps(asdict(found), indent=1) + "\n")
+    raise typer.Exit(1 if any(cell.outcome not in _GOOD for cell in found.cells) else 0)
+
+
+def instructions(names: _Names = None, engines: _Engines = "", jobs: _Jobs = 0) -> None:
+    """Instructions of one inference, for every engine and emulated board: counted twice, which must agree.
+
+    Exit code 1 if a count differs.
+    """
+    from deploylab.boards import page
+    from deploylab.boards.matrix import count_again, measure
+
+    wanted = {"out_dir": paths.build() / "artifacts", "jobs": jobs or None, "progress": _progress()}
+    found = measure(names or (), _words(engines), known=False, **wanted)
+    counted = [cell for cell in found.cells if cell.instructions]
+    if not counted:
+        _notes(found)
+        raise BoardError("nothing was counted: no engine ran")
+    again = count_again(found, **wanted)
+    for table in page.tables(found):
+        if table.title == page.INSTRUCTIONS:
+            _show(table)
+    _notes(found)
+    differing = [(one, other) for one, other in zip(counted, again, strict=True) if one != other]
+    for one, other in differing:
+        what = f"{one.engine} in {one.precision} on {one.board}"
+        typer.echo(f"{what}: {one.instructions['all']:,}, then {other.instructions['all']:,}")
+    typer.echo(f"{len(counted)} cells, counted twice in processes of their own: {len(counted) - len(differing)} agree")
+    raise typer.Exit(1 if differing else 0)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _show(table: Table) -> None:
+    shown = Shown(box=box.SIMPLE_HEAD, pad_edge=False, title=table.title, title_justify="left")
+    for heading in table.header:
+        shown.add_column(heading)
+    for row in table.rows:
+        shown.add_row(*(_LINK.sub(r"\1", cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 240).print(shown, markup=False, highlight=False)
+
+
+def _notes(found: Matrix) -> None:
+    from deploylab.boards import page
+
+    for reason, number in page.reasons(found).items():
+        typer.echo(f"({number}) {reason}")
+    for note in found.notes:
+        typer.echo(note)
+
+
+def _progress() -> Callable[[int, int, str], None]:
+    def tell(done: int, total: int, text: str) -> None:
+        line = f"[{done}/{total}] {text}"
+        sys.stderr.write(f"\r\033[K{line}" if sys.stderr.isatty() else f"{line}\n")
+        sys.stderr.flush()
+
+    return tell
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    typer.echo(f"wrote {path}", err=True)
