@@ -130,6 +130,9 @@ def test_tegrastats_where_the_monitors_are_out_of_reach(bare):
     finally:
         source.close()
     assert source._process.returncode is not None
+    while source.read():  # what it had printed before
+        pass
+    assert source.read() == {}
 
 
 @pytest.mark.parametrize("lines", [[], ["tegrastats: cannot open the device"], ["RAM 613/3964MB CPU [2%@102,off]"]])
@@ -169,10 +172,19 @@ def test_readings_of_a_pi_4(bare):
         "at": middle[0]["at"],
         "celsius": {"cpu-thermal": 81.5},
         "mhz": [1500],
+        "busy": {},
         "held_back": ["soft temperature limit"],
     }
     assert [line["at"] for line in middle] == sorted(line["at"] for line in middle)
     assert end["end"]["cpu_s"] >= 0
+
+
+def test_readings_of_a_jetson_through_its_files(bare):
+    ina3221(bare[0], VDD_IN=(5000, 1000))
+    write(bare[0], **{"sys__devices__platform__gpu.0__load": 455})
+    head, first, *_ = readings(bare[0])
+    assert head["scope"] == "VDD_IN"
+    assert (first["watts"], first["rails"], first["busy"]) == (5.0, {"VDD_IN": 5.0}, {"GPU": 45.5})
 
 
 def test_a_sensor_that_falls_asleep_leaves_gaps(bare):

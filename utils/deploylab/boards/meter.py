@@ -29,7 +29,7 @@ from deploylab.boards import sampler, sensors
 from deploylab.boards.recorded import Recording
 from deploylab.errors import BoardError
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 10.0
 _TIME = "%m-%d-%Y %H:%M:%S"
 _FIELDS = {field.name for field in fields(Sample)}
@@ -99,7 +99,7 @@ class Meter:
         with self._news:
             return Track(self._samples, self.scope or "")
 
-    def next(self, timeout_s: float = 10.0) -> Sample | None:
+    def next(self, timeout_s: float = 30.0) -> Sample | None:
         """The next reading; None if none comes in time."""
         with self._news:
             seen = len(self._samples)
@@ -116,7 +116,7 @@ class Meter:
                 sample = self._samples[number]
             yield sample
 
-    def track_until(self, at: float, timeout_s: float = 10.0) -> Track:
+    def track_until(self, at: float, timeout_s: float = 30.0) -> Track:
         """The readings so far, as soon as there is one later than ``at`` on the clock of the machine that is read."""
 
         def there() -> bool:

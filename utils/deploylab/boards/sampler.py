@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from deploylab.boards import sensors
 INTERVAL_S = 0.25
 SLOW_S = 1.0
 """The shortest time between two runs of a program that tells what a file does not."""
-_TIMEOUT_S = 5.0
+_FIRST_LINE_S = 20.0
 
 
 class Power(Protocol):
@@ -152,22 +153,25 @@ class TegraStats:
             )
         except OSError as error:
             raise LookupError("no tegrastats") from error
-        self.scope = ""
-        self._latest: dict[str, Any] = {}
-        self._told = threading.Event()
-        self._wait_s = _TIMEOUT_S + interval_s
+        self._wait_s = _FIRST_LINE_S + interval_s
+        self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._follow, daemon=True).start()
-        self._told.wait(self._wait_s)
-        if not self.scope:
+        first = self.read()
+        if "watts" not in first:
             self.close()
             raise LookupError("tegrastats tells no power")
+        self.scope = " + ".join(sensors.whole_power(first["rails"]))
 
     def read(self) -> dict[str, Any]:
-        """The last line; waits for it if it was read before."""
-        self._told.wait(self._wait_s)
-        self._told.clear()
-        found, self._latest = self._latest, {}
-        return found
+        """The newest line; waits for one if there is none since the last time."""
+        with contextlib.suppress(queue.Empty):
+            found = self._lines.get(timeout=self._wait_s)
+            while found and not self._lines.empty():
+                found = self._lines.get_nowait()
+            if not found:  # its end: let the next reading find it too
+                self._lines.put(found)
+            return found
+        return {}
 
     def close(self) -> None:
         self._process.kill()
@@ -176,11 +180,9 @@ class TegraStats:
     def _follow(self) -> None:
         for line in self._process.stdout or ():
             stats = sensors.tegrastats(line.decode("utf-8", "replace"))
-            if stats.board_mw is not None:
-                self._latest = {"at": time.monotonic(), **reading(stats)}
-                self.scope = " + ".join(sensors.whole_power(stats.rails))
-                self._told.set()
-        self._told.set()
+            if stats.ram_mb:
+                self._lines.put({"at": time.monotonic(), **reading(stats)})
+        self._lines.put({})
 
 
 def reading(stats: sensors.TegraStats) -> dict[str, Any]:
@@ -258,10 +260,10 @@ def run(order: Mapping[str, Any], tell: Callable[[dict[str, Any]], None], stop: 
     try:
         while not stop.is_set():
             found: dict[str, Any] = {"at": time.monotonic(), "celsius": sensors.thermal_zones(zones)}
-            found.update(mhz=sensors.clocks(policies), held_back=throttled.read())
+            found.update(mhz=sensors.clocks(policies), busy=sensors.gpu_load(root), held_back=throttled.read())
             if source:
                 with contextlib.suppress(OSError, ValueError):  # a sensor that has gone to sleep
-                    found.update({name: value for name, value in source.read().items() if value})
+                    found.update({name: value for name, value in source.read().items() if value not in ([], {})})
             tell(found)
             due = max(due + interval_s, time.monotonic())
             stop.wait(max(0.0, due - time.monotonic()))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 10.0
 NO_SENSOR_C = -256.0
 """What tegrastats gives for a sensor whose part of the chip has no power."""
 
@@ -197,6 +197,17 @@ def clocks(folder: Path = Path("/sys/devices/system/cpu/cpufreq")) -> list[int]:
         with contextlib.suppress(OSError, ValueError):
             found.append(int((policy / "scaling_cur_freq").read_text(encoding="ascii")) // 1000)
     return found
+
+
+def gpu_load(root: Path = Path("/")) -> dict[str, float]:
+    """How busy a Jetson's GPU is, in percent, as ``{"GPU": 45.5}``; empty elsewhere.
+
+    The file counts in tenths of a percent; where it lies is listed in github.com/rbonghi/jetson_stats/issues/360.
+    """
+    for folder in ("sys/devices", "sys/devices/platform"):
+        with contextlib.suppress(OSError, ValueError):
+            return {"GPU": int((root / folder / "gpu.0/load").read_text(encoding="ascii")) / 10}
+    return {}
 
 
 def said(*command: str) -> str:
