@@ -23,7 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COVERAGE = "tests/unit/test_bench_coverage.py::test_no_cell_is_worse_than_in_the_table"
-ALONE = tuple(f"{COVERAGE}[{engine}]" for engine in ("tvm", "torch-compile", "executorch", "litert"))
+ALONE = (
+    *(f"{COVERAGE}[{engine}]" for engine in ("tvm", "torch-compile", "executorch", "litert")),
+    "tests/unit/test_bundle.py::test_a_bundle_installs_on_an_emulated_pi_without_a_network",
+)
 """Tests that take as long as others' modules and share no work with their neighbours."""
 SLOWEST = (
     "tests/unit/test_no_network.py",
@@ -37,6 +40,7 @@ SLOWEST = (
     "tests/unit/test_engines_contract.py",
     "tests/labs/test_graph_passes.py",
     "tests/unit/test_setup_environment.py",
+    "tests/unit/test_bundle.py",
     "tests/unit/test_serving_hostile.py",
     "tests/unit/test_web_app.py",
     "tests/unit/test_hardware_setup.py",
