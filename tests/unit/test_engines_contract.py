@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,6 +59,23 @@ def test_the_seven_engines_are_found():
     assert ENGINES[0] == "eager"
     with pytest.raises(EngineError, match=r"unknown engine 'tensorflow'; there are: eager"):
         engines.get("tensorflow")
+
+
+def test_an_alias_in_an_engines_file_is_no_engine(tmp_path, monkeypatch):
+    """On Python 3.10 ``list[int]`` says that it is a class, as this object does everywhere."""
+    (tmp_path / "aliased.py").write_text(
+        "from deploylab.engines.eager import Eager\n"
+        "class Aliased(Eager):\n    name = 'aliased'\n"
+        "class Pretends:\n    __class__ = property(lambda self: type)\n"
+        "Sizes, Odd = list[int], Pretends()\n"
+    )
+    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
+    engines._registry.cache_clear()
+    try:
+        assert engines.get("aliased").name == "aliased"
+    finally:
+        engines._registry.cache_clear()
+        sys.modules.pop("deploylab.engines.aliased", None)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -32,10 +32,15 @@ def _registry() -> dict[str, Engine]:
         if info.name == "base" or info.name.startswith("_"):
             continue
         module = importlib.import_module(f"{__name__}.{info.name}")
-        for _, kind in inspect.getmembers(module, inspect.isclass):
+        for _, kind in inspect.getmembers(module, _is_class):
             if issubclass(kind, Engine) and kind.__module__ == module.__name__ and not inspect.isabstract(kind):
                 found[kind.name] = kind()
     return found
+
+
+def _is_class(value: object) -> bool:
+    """As ``inspect.isclass``, which on Python 3.10 takes ``list[int]`` for one."""
+    return issubclass(type(value), type)
 
 
 def names() -> list[str]:
