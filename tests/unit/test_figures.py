@@ -12,12 +12,18 @@ import pytest
 from matplotlib.figure import Figure
 
 from deploylab import figures
+from deploylab.bench.energy import Sample, Track
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 TIMES = np.linspace(1.0, 3.0, 700)
 JOBS = [(0, 0.0, 0.0, 4.0), (1, 1.0, 4.0, 6.0), (0, 5.0, 6.0, 9.0)]
 
+WARM = [Sample(at=n, celsius={"cpu": 40.0 + n}) for n in range(5)]
+BUSY = [Sample(at=n, watts=3.0 + n, rails={"a": 1.0, "b": 2.0 + n}, celsius={"cpu": 40.0}) for n in range(5)]
+
 DRAWN = {
+    "power_and_heat": lambda: figures.power_and_heat(Track(BUSY, "a + b"), "title", "recorded by others"),
+    "heat": lambda: figures.power_and_heat(Track(WARM), "title"),
     "pictures": lambda: figures.pictures([PICTURE] * 3, ["a", "b", "c"], "title", columns=2, right=[True, False, True]),
     "picture_table": lambda: figures.picture_table({"row": [(PICTURE, "a", True)], "next": [(PICTURE, "b", False)]}),
     "answer": lambda: figures.answer(PICTURE, ["a", "b"], np.array([0.2, 0.8]), "b"),

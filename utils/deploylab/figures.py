@@ -298,15 +298,16 @@ def memory_plan(
 def power_and_heat(track: Track, title: str, source: str = "", zones: Sequence[str] = ()) -> Figure:
     """Power and temperatures of a board over time. ``source`` says below the figure whose readings they are.
 
-    Of the temperatures the four that rose or fell most are drawn, or those named in ``zones``.
+    Of the rails the five with most power are drawn, of the temperatures the four that rose or fell most, or those named
+    in ``zones``.
     """
-    watts = {name: track.rail(name) for name in track.names("rails")}
-    if track.scope not in watts:
-        watts = {"in all": track.watts(), **watts}
+    watts = {name: np.array(track.rail(name)) for name in track.names("rails")}
+    largest = sorted(watts, key=lambda name: -np.nanmean(watts[name]))[:5]
     heat = {name: np.array(track.temperature(name)) for name in zones or track.names("celsius")}
     moved = sorted((name for name in heat if np.isfinite(heat[name]).any()), key=lambda name: -np.nanstd(heat[name]))
+    whole = {} if track.scope in watts or not watts else {"in all": np.array(track.watts())}
     panels = {
-        "power (W)": {name: values for name, values in watts.items() if np.isfinite(values).any()},
+        "power (W)": {**whole, **{name: watts[name] for name in largest}},
         "temperature (°C)": {name: heat[name] for name in moved[:4]},
     }
     panels = {name: lines for name, lines in panels.items() if lines}

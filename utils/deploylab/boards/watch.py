@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deploylab import machine
 from deploylab.bench.energy import Sample, Track
 from deploylab.boards import meter, places
 from deploylab.errors import BoardError
@@ -16,11 +17,12 @@ _WHY = {"emulated": ": it is emulated, and the power of this machine is not its 
 
 @dataclass(frozen=True)
 class Watched:
-    """What was read, how much of one core the reading took itself (None: not known), and if it ended unasked."""
+    """What was read, how much of one core the reading took itself (None: not known), if it ended unasked, and where."""
 
     track: Track
     own_share: float | None
     lost: bool = False
+    name: str = ""
 
 
 def watch(
@@ -51,7 +53,8 @@ def watch(
                     if sample.at - shown[0].at >= seconds:
                         break
             lost = not beside.running
-        return Watched(Track(shown, beside.scope or ""), beside.own_share, lost)
+        name = board.name or machine.board() or machine.cpu_model()
+        return Watched(Track(shown, beside.scope or ""), beside.own_share, lost, name)
 
 
 def line(seconds: float, sample: Sample) -> str:
