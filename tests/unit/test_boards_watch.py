@@ -97,7 +97,7 @@ def check_energy(found):
     told = " ".join(console.export_text().split())
     assert "power energy above idle heat" in told
     assert "power: mean of VDD_IN, while the engine ran alone" in told
-    assert f"reading the sensors took {energy.sampler_share:.1%} of a core" in told
+    assert f"read {energy.readings} times a row, which took {energy.sampler_share:.1%} of a core" in told
 
 
 def test_a_comparison_tells_energy_where_there_are_sensors(metered, model, tmp_path):

@@ -281,7 +281,9 @@ def _about_energy(rows: Sequence[Energy]) -> list[str]:
             f"{number(idle)} W that it took before"
         )
     if rows and rows[0].sampler_share is not None:
-        lines.append(f"reading the sensors took {rows[0].sampler_share:.1%} of a core meanwhile")
+        lines.append(
+            f"the sensors were read {rows[0].readings} times a row, which took {rows[0].sampler_share:.1%} of a core"
+        )
     if any(row.celsius is not None for row in rows):
         lines.append("heat: the highest temperature meanwhile; engines further down found the board warmer")
     held_back = sorted({reason for row in rows for reason in row.held_back})

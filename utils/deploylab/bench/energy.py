@@ -43,8 +43,8 @@ class Energy:
 
     ``power_w`` is the mean power meanwhile and ``idle_w`` that before, while the worker waited, both of what ``scope``
     names. ``mj`` is the energy of one inference in millijoules, ``mj_above_idle`` what is left without the idle power.
-    ``celsius`` is the highest temperature, that of ``sensor``. ``sampler_share`` is how much of one core the reading of
-    the sensors took beside. None where the board does not tell.
+    ``celsius`` is the highest temperature, that of ``sensor``. The sensors were read ``readings`` times, which took
+    ``sampler_share`` of one core. None where the board does not tell.
     """
 
     seconds: float
@@ -57,6 +57,7 @@ class Energy:
     sensor: str = ""
     scope: str = ""
     held_back: tuple[str, ...] = ()
+    readings: int = 0
     sampler_share: float | None = None
 
 
@@ -143,7 +144,7 @@ class Track:
         seconds, joules = end - begin, self.joules(begin, end)
         there = self.between(begin, end)
         sensor, celsius = there.hottest() or ("", None)
-        heat = {"celsius": celsius, "sensor": sensor, "held_back": tuple(there.held_back())}
+        heat = {"celsius": celsius, "sensor": sensor, "held_back": tuple(there.held_back()), "readings": len(there)}
         if joules is None:
             return Energy(seconds, inferences, idle_w=idle_w, scope=self.scope, **heat)
         above = None if idle_w is None else 1e3 * (joules - idle_w * seconds) / inferences
