@@ -119,7 +119,7 @@ def watch(
         with csv_file.open("w", encoding="utf-8", newline="") as file:
             found.track.write_csv(file)
     if png_file:
-        figures.power_and_heat(found.track, f"Power and heat of {where}").savefig(png_file, dpi=150)
+        figures.power_and_heat(found.track, found.name).savefig(png_file, dpi=150)
     raise typer.Exit(1 if found.lost else 0)
 
 
