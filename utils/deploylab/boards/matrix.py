@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -204,11 +204,17 @@ def measure(
     wheel = _wheel(found) if known else None
     steps = _Steps(progress, len(work) + (len(places) if wheel else 0))
 
+    stopped = Event()
+
     def try_one(job: tuple[str, str, Board]) -> Cell:
         name, precision, board = job
         with steps(f"{name} in {precision} on {board.name}"):
             cell = trials(name, precision, board)
-            return trials.count(cell, board) if counting else cell
+            try:
+                return trials.count(cell, board) if counting and not stopped.is_set() else cell
+            except BoardError as error:
+                found.notes.append(f"{name} in {precision} on {board.name} was not counted: {_short(error)}")
+                return cell
 
     def try_wheel(board: Board) -> WheelCell:
         with steps(f"{wheels.CRASHING} on {board.name}"):
@@ -218,7 +224,8 @@ def measure(
         try:
             found.wheels = list(pool.map(try_wheel, [place.board for place in places] if wheel else ()))
             found.cells = list(pool.map(try_one, work))
-        except BaseException:
+        except BaseException:  # such as Ctrl-C: what is under way ends soon, nothing is begun
+            stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
     return found
