@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from typer.testing import CliRunner
 
 from deploylab import paths
-from deploylab.boards import emulator, wheels
+from deploylab.boards import boards_cli, emulator, wheels
 from deploylab.boards.emulator import Board
+from deploylab.boards.profiles import PROFILES
 from deploylab.errors import BoardError
 
 
@@ -85,3 +87,19 @@ def test_the_wheel_is_pinned_by_hash():
     text = (paths.root() / "hardware/emulator/crashing.txt").read_text(encoding="utf-8")
     assert f"{wheels.CRASHING.package}=={wheels.CRASHING.version} " in text
     assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text)) >= 4
+
+
+def test_boards_are_made_without_it_where_it_cannot_be_had(monkeypatch, tmp_path):
+    def unreachable(*_, **__):
+        raise BoardError("pip install failed; is the package index reachable?")
+
+    board = Board(PROFILES["pi4"], tmp_path / "pi4", tmp_path)
+    monkeypatch.setenv("DEPLOYLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(emulator, "create", lambda *_, **__: board)
+    monkeypatch.setattr(emulator, "boards", lambda: [board])
+    monkeypatch.setattr(wheels.index, "install", unreachable)
+    done = CliRunner().invoke(boards_cli.app, ["create", "pi4"])
+    assert done.exit_code == 0, done.output
+    assert "pi4: ready" in done.output
+    assert "left out: pip install failed" in done.output
+    assert not (tmp_path / "boards" / wheels.FOLDER).exists()
