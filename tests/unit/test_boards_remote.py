@@ -517,8 +517,10 @@ def test_packages_that_a_board_lacks_are_sent_once_and_one_without_a_wheel_is_le
     monkeypatch.setattr(index, "pins", lambda: pins)
     python = _python_with(board / "env", "numpy", "PIL", "pillow", "onnxruntime", "flatbuffers", "packaging", "google")
     _behave(server, board, "/bin/sh", "-c", path=f"{python}:/usr/bin:/bin")
-    probed = CliRunner().invoke(app, ["boards", "probe", f"ssh:{server.address}"])
-    assert probed.exit_code == 0, probed.output
+    away = f"ssh:pi@127.0.0.1:{ssh_server._free_port()}"
+    probed = CliRunner().invoke(app, ["boards", "probe", away, f"ssh:{server.address}"])
+    assert probed.exit_code == 1, probed.output
+    assert f"error: {away}: no connection" in probed.stderr
     assert "no wheel of ncnn==9.0 for it: left out" in probed.stderr
     assert "usable core(s)" in probed.stdout
     with places.place(f"ssh:{server.address}") as place:

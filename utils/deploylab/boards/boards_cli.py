@@ -81,8 +81,14 @@ def probe(
     """What a board is: CPU and its features, system, clock, temperature, throttling, power mode, engines."""
     from deploylab.boards import places
 
+    failed = False
     for text in where:
-        found = places.probe(text, progress=lambda step, text=text: typer.echo(f"{text}: {step}", err=True))
+        try:
+            found = places.probe(text, progress=lambda step, text=text: typer.echo(f"{text}: {step}", err=True))
+        except BoardError as error:  # the next one may answer
+            typer.echo(f"error: {text}: {error}", err=True)
+            failed = True
+            continue
         if as_json:
             typer.echo(json.dumps({"where": text, **found}))
             continue
@@ -90,6 +96,7 @@ def probe(
         for name, value in _told(found).items():
             table.add_row(name, value)
         Console(width=None if sys.stdout.isatty() else 160).print(table)
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()

@@ -167,4 +167,4 @@ class _Run:
     def _failed(self, where: str, error: DeployLabError) -> None:
         if not isinstance(error, BoardInterrupted):
             self.outcomes[where].error = error
-            self.told(where, 0, 0, f"failed: {error}")
+            self.told(where, 0, 0, f"failed: {str(error).splitlines()[0]}")

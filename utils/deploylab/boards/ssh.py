@@ -233,7 +233,8 @@ class Connection:
                 if re.search(_NO_WAY_THROUGH, said) and found.groupdict().get("by"):
                     target, port = found["by"], ""  # the host on the way refused
                 what = meaning.format(target=target, host=target.rpartition("@")[2], port=port)
-                return BoardError(f"no connection to {self.address}: {what}. ssh said: {self._last_words()}")
+                end = "" if what.endswith("?") else "."
+                return BoardError(f"no connection to {self.address}: {what}{end} ssh said: {self._last_words()}")
         return BoardError(
             f"no connection to {self.address}: ssh ended with exit code {self._master.poll()}. "
             f"It said: {self._last_words() or 'nothing'}"
