@@ -6,6 +6,7 @@ The program runs on an emulated board; QEMU's plugin counts between two marks.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import signal
@@ -14,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploylab import paths
-from deploylab.boards import instructions
+from deploylab.boards import emulator, instructions
 from deploylab.boards.emulator import Board
+from deploylab.errors import BoardError
 
 KERNELS = {
     "scalar": "one number at a time",
@@ -50,6 +52,16 @@ def compiler() -> str | None:
     """A C++ compiler for 64-bit Arm: GCC's cross compiler, or an Arm machine's own."""
     own = ("c++", "g++") if platform.machine() in ("aarch64", "arm64") else ()
     return next(filter(None, map(shutil.which, (_CROSS, *own))), None)
+
+
+def cannot_count(board: Board) -> str:
+    """Why instructions cannot be counted: no C compiler, a QEMU without plugins. Else empty."""
+    try:
+        plugin = f"{instructions.plugin()},out={os.devnull}"
+        emulator.run(board, "-c", "pass", qemu=("-plugin", plugin))
+    except BoardError as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def build(folder: Path) -> Path:

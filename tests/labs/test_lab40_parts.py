@@ -39,6 +39,13 @@ def boards():
 
 
 @pytest.fixture(scope="module")
+def counting(boards):
+    reason = neon_gemm.cannot_count(boards[0])
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
 def program(tmp_path_factory):
     if not neon_gemm.compiler():
         pytest.skip("no C++ compiler for Arm; Debian: g++-aarch64-linux-gnu")
@@ -53,8 +60,14 @@ def test_a_core_tells_what_it_can_do(boards, program):
     assert pi5 & dot
 
 
+def test_what_hinders_counting_is_told(boards, counting, monkeypatch, tmp_path):
+    assert neon_gemm.cannot_count(boards[0]) == ""
+    monkeypatch.setattr(neon_gemm.instructions, "plugin", lambda: tmp_path / "no-plugin.so")
+    assert "no-plugin.so" in neon_gemm.cannot_count(boards[0])
+
+
 @pytest.mark.parametrize("kernel", neon_gemm.KERNELS)
-def test_a_kernel_runs_where_the_core_has_its_instructions(boards, program, kernel):
+def test_a_kernel_runs_where_the_core_has_its_instructions(boards, counting, program, kernel):
     for board in boards:
         outcome = neon_gemm.run(program, kernel, board)
         if NEEDS.get(kernel, "fp") not in board.profile.features.split():
