@@ -51,7 +51,7 @@ def tables(matrix: Matrix) -> list[Table]:
                 INSTRUCTIONS,
                 "Machine instructions in the engine's own code for one picture in one thread, and the kind of number "
                 "that most of its multiply-adds are on (other: none of those that are counted, such as integers "
-                "without dot products). The same in every run; not a time.",
+                "without dot products). The same in every run of the same code on the same machine; not a time.",
                 _instructions,
             )
         )
@@ -156,14 +156,14 @@ def _wheels(matrix: Matrix) -> Table:
         [
             str(wheels.TOO_LARGE),
             *["not tried"] * len(by_board),
-            "`atomics`, says its report",
+            "`atomics`, say the reports",
             _linked(wheels.TOO_LARGE),
         ],
     ]
     return Table(
         "Wheels that crash",
         "Releases whose aarch64 wheel holds instructions that older boards lack, and reports of real boards. The first "
-        "is imported for this page; the second has 146 MB and stands here by its report only. A feature is named as in "
+        "is imported for this page; the second has 146 MB and stands here by reports only. A feature is named as in "
         "`/proc/cpuinfo`: `asimdhp` are half-precision vectors, `atomics` the atomic instructions of Armv8.1.",
         ["wheel", *by_board, "needs", "reported"],
         rows,

@@ -47,7 +47,13 @@ CRASHING = Wheel(
     ),
 )
 """Fetched by ``deploylab boards create``, 14 MB."""
-TOO_LARGE = Wheel("torch", "2.10.0", "torch", ("https://github.com/pytorch/pytorch/issues/176993",))
+TOO_LARGE = Wheel(
+    *("torch", "2.10.0", "torch"),
+    sources=(
+        "https://github.com/pytorch/pytorch/issues/176993",
+        "https://github.com/vectorize-io/hindsight/pull/4201",
+    ),
+)
 """Named only: its wheel has 146 MB and takes a minute to import under emulation."""
 
 
