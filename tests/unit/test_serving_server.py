@@ -40,7 +40,7 @@ SAMPLE = dataset.samples()[5]
 PHOTO, LABEL = SAMPLE.path.read_bytes(), SAMPLE.label
 PREDICT, JPEG = "/v1/predict", {"Content-Type": "image/jpeg"}
 WAIT_S = 60  # against a test that hangs; a busy machine may need many seconds
-PROCESSES = ("granian", "gunicorn")
+PROCESSES = ("asyncio", "granian", "gunicorn")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,7 +166,7 @@ def test_a_plan_can_be_told_to_have_too_many_threads():
         (["vgg19"], "unknown model 'vgg19'; there are: signnet"),
         (["missing.onnx"], "missing.onnx: no such ONNX file"),
         (["--engine", "tensorrt9"], "unknown engine 'tensorrt9'; there are: eager"),
-        (["--server", "apache"], "unknown server 'apache'; there are: auto, granian"),
+        (["--server", "apache"], "unknown server 'apache'; there are: auto, asyncio"),
         (["--workers", "500"], "500 worker(s) with 1 thread(s) each need 500 cores"),
         (["--server", "waitress", "--workers", "2"], "waitress is one process, got 2 workers"),
         (["--site", "missing"], "the site missing has no index.html"),
@@ -328,7 +328,7 @@ def test_a_kill_under_load_loses_nothing(server, temporary):
     assert fates["answered"] > before > 0
 
 
-@pytest.mark.parametrize("server", ["granian", "gunicorn", "waitress"])
+@pytest.mark.parametrize("server", ["asyncio", "granian", "gunicorn", "waitress"])
 def test_a_stop_waits_for_requests_that_are_being_sent_but_not_for_ever(server, temporary):
     with (
         serving(temporary, "--server", server, "--timeout", "4") as running,

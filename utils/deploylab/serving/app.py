@@ -19,9 +19,9 @@ from deploylab.serving import open_inference, problems, uploads
 from deploylab.serving.access_log import STANDARD_ERROR, AccessLog
 from deploylab.serving.limits import Limits
 from deploylab.serving.metrics import CONTENT_TYPE, Metrics
-from deploylab.serving.predictor import Predictor
+from deploylab.serving.predictor import Predictor, Steps
 from deploylab.serving.problems import RETRY_AFTER_S, Problem
-from deploylab.serving.service import Service
+from deploylab.serving.service import ARRIVED, Reply, Service
 from deploylab.serving.uploads import Upload
 
 PREDICT = "/v1/predict"
@@ -41,7 +41,7 @@ class Application(Flask):
     """Headers that announce the end of a connection, for servers that leave it to the application to say so."""
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
-        started = time.perf_counter()
+        started = environ.get(ARRIVED) or time.perf_counter()
         sent: list[Any] = [500, []]
 
         def note(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
@@ -51,7 +51,7 @@ class Application(Flask):
             return start_response(status, headers, *exc_info)
 
         try:
-            if _is_plain(environ):
+            if is_plain(environ):
                 return self._predict(environ, note, started)
             return super().wsgi_app(environ, note)
         finally:
@@ -71,12 +71,19 @@ class Application(Flask):
         start_response("200 OK", [("Content-Type", JSON), ("Content-Length", length), (TIMING, reply.timing)])
         return [reply.body]
 
+    def recognise(self, picture: bytes, started: float) -> Steps[Reply]:
+        """The answer to a plain request, for a server that writes HTTP itself. Raises what the service raises."""
+        reply = yield from self.service.steps(lambda: [Upload("body", picture)], started)
+        self.metrics.request(PREDICT, 200, time.perf_counter() - started)
+        return reply
 
-def _is_plain(environ: dict[str, Any]) -> bool:
+
+def is_plain(environ: dict[str, Any]) -> bool:
     """Whether a request only sends a picture to be recognised, with nothing else to look at."""
     return (
         environ["PATH_INFO"] == PREDICT
         and environ["REQUEST_METHOD"] == "POST"
+        and problems.FOUND not in environ
         and environ.get("CONTENT_TYPE") in uploads.RAW_TYPES
         and not environ.get("QUERY_STRING")
         and "HTTP_CONTENT_ENCODING" not in environ
@@ -107,9 +114,14 @@ def create_app(
     app.register_blueprint(open_inference.blueprint(service.ready, service.gate, service.limits))
     _add_site(app, site or PAGE, _SITE_HEADERS if site else _PAGE_HEADERS)
 
+    @app.before_request
+    def refuse() -> None:
+        if found := request.environ.get(problems.FOUND):
+            raise found
+
     @app.post(PREDICT)
     def predict() -> Response:
-        started = time.perf_counter()
+        started = request.environ.get(ARRIVED) or time.perf_counter()
         top_k = _top_k(len(service.ready().labels)) if request.query_string else None
         reply = service.predict(lambda: uploads.read(request, service.limits), started, top_k)
         return Response(reply.body, content_type=JSON, headers={TIMING: reply.timing})

@@ -7,10 +7,10 @@ import io
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -35,6 +35,10 @@ AT_ONCE = 4
 """Calls that an engine may have at once where it permits several and each has one thread. More than there are cores for
 a process: to wait for a core costs nothing, to be woken when the engine is free costs as much as HTTP does."""
 _NO_TURN = nullcontext()
+
+Value = TypeVar("Value")
+Steps = Generator[None, None, Value]
+"""A computation that pauses between its steps."""
 
 Top = list[tuple[str, float]]
 """Labels and probabilities, the most likely first."""
@@ -133,14 +137,24 @@ class Predictor:
         A picture that cannot be decoded gets its error as its result; the others are answered. Raises what concerns
         all of them: :class:`QueueFull`, :class:`Draining`, :class:`DeadlineExceeded`, :class:`EngineError`.
         """
-        answer, rows = self._answer(pictures, timeout_s)
+        return finished(self.steps(pictures, top_k=top_k, timeout_s=timeout_s))
+
+    def steps(
+        self, pictures: Sequence[bytes], *, top_k: int | None = None, timeout_s: float | None = None
+    ) -> Steps[Answer]:
+        """As :meth:`predict`, but pausing after the decoding and after the inference.
+
+        So a thread can take several predictions through each step together. They then find the step's code in the
+        processor's caches, which the steps would otherwise keep taking from each other.
+        """
+        answer, rows = yield from self._answer(pictures, timeout_s)
         tops = iter([self._top(row, top_k or self.top_k) for row in rows.tolist()])
         answer.results = [next(tops) if result is None else result for result in answer.results]
         return answer
 
     def probabilities(self, pictures: Sequence[bytes], *, timeout_s: float | None = None) -> np.ndarray:
         """Probabilities of all classes, float64 (n, classes). Raises also :class:`InputError` for a bad picture."""
-        answer, rows = self._answer(pictures, timeout_s)
+        answer, rows = finished(self._answer(pictures, timeout_s))
         for index, result in enumerate(answer.results):
             if result is not None:
                 raise type(result)(f"picture {index}: {result}") from result
@@ -150,6 +164,11 @@ class Predictor:
         """The engine's own output (n, classes) for preprocessed input, float32 (n, 3, H, W)."""
         return _finite(self.queue(x, timeout_s))
 
+    @property
+    def alone(self) -> bool:
+        """Whether a prediction is the work of one thread, which gains nothing from company."""
+        return isinstance(self.queue, Direct) and self.facts.get("threads") == 1
+
     def drain(self, timeout_s: float = 10.0) -> bool:
         """Refuse new work and wait for what is under way; False if that took longer than ``timeout_s``."""
         return self.queue.drain(timeout_s)
@@ -157,7 +176,7 @@ class Predictor:
     def close(self) -> None:
         self.queue.close()
 
-    def _answer(self, pictures: Sequence[bytes], timeout_s: float | None) -> tuple[Answer, np.ndarray]:
+    def _answer(self, pictures: Sequence[bytes], timeout_s: float | None) -> Steps[tuple[Answer, np.ndarray]]:
         """Decode, preprocess and run: logits of the pictures that could be read, which are None in this answer."""
         deadline = math.inf if timeout_s is None else time.perf_counter() + timeout_s
         answer, resized = Answer([], {"decode": 0.0, "preprocess": 0.0}), []
@@ -167,6 +186,7 @@ class Predictor:
                 answer.results.append(None)
             except InputError as error:
                 answer.results.append(without_frames(error))
+        yield
         if not resized:
             return answer, np.empty((0, len(self.labels)), np.float32)
         before = time.perf_counter()
@@ -177,6 +197,7 @@ class Predictor:
         answer.seconds["queue"] = timed.queue_s
         answer.seconds["inference"] = timed.run_s
         answer.batch = timed.batch
+        yield
         return answer, _finite(timed.rows)
 
     def _resize(self, picture: bytes, deadline: float, seconds: dict[str, float]) -> np.ndarray:
@@ -222,6 +243,15 @@ class Predictor:
             Image.new("RGB", (8, 8)).save(stream, form)
             self.preprocess(stream.getvalue())
         return self.queue(np.zeros((1, *self.input_shape), np.float32))[0]
+
+
+def finished(steps: Steps[Value]) -> Value:
+    """What a computation comes to, without its pauses."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

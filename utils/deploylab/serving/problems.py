@@ -24,6 +24,8 @@ RETRY_AFTER_S = 1
 """What a refused client is told to wait. A full queue usually empties sooner."""
 INSTANCE = "deploylab.problem"
 """Where a request's WSGI environment names the problem it met, for the access log."""
+FOUND = "deploylab.found"
+"""Where an HTTP server gives the error that is all there is to say about the request."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ KINDS: Mapping[str, Kind] = {
     "too-many-pictures": Kind(413, "The request holds too many pictures"),
     "media-type": Kind(415, "The request's content type is not supported"),
     "picture-format": Kind(415, "The picture's format is not supported"),
+    "head-too-large": Kind(431, "The request's address and fields are too large"),
     "internal": Kind(500, "The server made a mistake"),
     "overloaded": Kind(503, "The server is busy"),
     "loading": Kind(503, "The model is being loaded"),

@@ -22,7 +22,14 @@ from deploylab.serving import leftovers
 from deploylab.serving.listener import Listener
 from deploylab.serving.worker import Work
 
-SERVERS = {"granian": "with_granian", "gunicorn": "with_gunicorn", "waitress": "with_waitress", "dev": "with_dev"}
+SERVERS = {
+    "asyncio": "with_asyncio",
+    "granian": "with_granian",
+    "gunicorn": "with_gunicorn",
+    "waitress": "with_waitress",
+    "dev": "with_dev",
+}
+_QUICKEST = "asyncio"
 ONE_PROCESS = ("waitress", "dev")
 _FOLDER = "deploylab-serve-"
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # what prometheus-client reads when it is imported
@@ -129,12 +136,12 @@ def serve(options: Options) -> None:
 
 
 def _server(name: str) -> str:
-    """granian forks its workers on Linux; elsewhere the one that is at home there."""
+    """The quickest on Linux (``benchmarks/serving_overhead.py``); elsewhere the one that is at home there."""
     if name == "auto":
-        return {"linux": "granian", "win32": "waitress"}.get(sys.platform, "gunicorn")
+        return {"linux": _QUICKEST, "win32": "waitress"}.get(sys.platform, "gunicorn")
     if name not in SERVERS:
         raise InputError(f"unknown server {name!r}; there are: auto, {', '.join(SERVERS)}")
-    if name in ("granian", "gunicorn") and not hasattr(os, "fork"):
+    if name in ("asyncio", "granian", "gunicorn") and not hasattr(os, "fork"):
         raise ServerError(f"{name} needs fork(), which this system lacks; use waitress")
     return name
 

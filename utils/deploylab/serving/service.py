@@ -12,15 +12,17 @@ from deploylab.errors import DeployLabError
 from deploylab.serving import problems
 from deploylab.serving.limits import Gate, Limits
 from deploylab.serving.metrics import Metrics
-from deploylab.serving.predictor import Answer, Predictor
+from deploylab.serving.predictor import Answer, Predictor, Steps, finished
 from deploylab.serving.problems import RETRY_AFTER_S, Problem
 from deploylab.serving.uploads import Upload
 
+ARRIVED = "deploylab.arrived"
+"""Where a request's WSGI environment says when its head was there (``time.perf_counter``), if the server tells."""
 STAGES = ("read", "decode", "preprocess", "queue", "inference", "total")
 """What an answer gives the times of, in milliseconds."""
 
-_TAIL = '], "timings_ms": {' + ", ".join(f'"{stage}": %.3f' for stage in STAGES) + "}}\n"
-_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES)
+_TAIL = '], "timings_ms": {' + ", ".join(f'"{stage}": %s' for stage in STAGES) + "}}\n"
+_TIMING = ", ".join(f"{stage};dur=%s" for stage in STAGES)
 
 
 class Reply(NamedTuple):
@@ -70,13 +72,17 @@ class Service:
         Raises what ``read`` raises, :class:`Problem` if no picture can be answered, and the errors of
         :meth:`Predictor.predict`.
         """
+        return finished(self.steps(read, started, top_k))
+
+    def steps(self, read: Callable[[], Sequence[Upload]], started: float, top_k: int | None = None) -> Steps[Reply]:
+        """As :meth:`predict`, with the pauses of :meth:`Predictor.steps`."""
         predictor = self.ready()
         try:
             with self.gate:
                 self.metrics.load()
                 uploads = read()
                 read_s = time.perf_counter() - started
-                answer = predictor.predict(
+                answer = yield from predictor.steps(
                     [upload.data for upload in uploads], top_k=top_k, timeout_s=self.limits.timeout_s - read_s
                 )
         finally:
@@ -90,7 +96,7 @@ class Service:
 
     def _reply(self, uploads: Sequence[Upload], answer: Answer) -> Reply:
         """By hand instead of with ``json.dumps``, as all but a few numbers is the same in every answer."""
-        times = tuple([1000 * answer.seconds[stage] for stage in STAGES])
+        times = tuple(["%.3f" % (1000 * answer.seconds[stage]) for stage in STAGES])
         predictions = ", ".join(
             [self._prediction(upload.name, result) for upload, result in zip(uploads, answer.results, strict=True)]
         )
@@ -108,7 +114,7 @@ class Service:
         self._head = f'{{"model": {name}, "engine": {facts}, "predictions": ['
         self._quoted = {label: f'{{"label": {json.dumps(label)}, "probability": ' for label in predictor.labels}
         self.metrics.model(predictor)
-        self.metrics.watch(self.gate, predictor.queue)
+        self.metrics.watch(self.gate, lambda: predictor.queue.stats().waiting)
         self.predictor = predictor
 
     def _load(self, load: Callable[[], Predictor]) -> None:

@@ -21,8 +21,13 @@ ACCEPT_S = 1.0
 
 def run(work: Work, listener: Listener) -> None:
     """Serve until SIGTERM or SIGINT. Raises :class:`ServerError`."""
+    run_application(Application(work, listener, worker_class="gthread"), listener, work)
+
+
+def run_application(application: Application, listener: Listener, work: Work) -> None:
+    """As :func:`run`, with another kind of worker."""
     try:
-        _Arbiter(_Application(work, listener), listener, work).run()
+        _Arbiter(application, listener, work).run()
     except SystemExit as error:
         if os.getpid() != work.parent:  # a worker ends: the way up from here is the parent's
             os._exit(error.code or 0)
@@ -32,21 +37,23 @@ def run(work: Work, listener: Listener) -> None:
             ) from None
 
 
-class _Application(BaseApplication):
-    def __init__(self, work: Work, listener: Listener) -> None:
-        self._work = work
+class Application(BaseApplication):
+    """gunicorn's settings, and our application. ``close`` is that of :func:`worker.start`."""
+
+    def __init__(self, work: Work, listener: Listener, *, close: bool = False, **settings: Any) -> None:
+        self._work, self._close = work, close
         self._settings = {
             "bind": f"fd://{os.dup(listener.fileno())}",  # gunicorn closes what it is given
             "backlog": BACKLOG,
             "workers": work.workers,
-            "worker_class": "gthread",
             "threads": work.request_threads,
             "worker_connections": BACKLOG,
             "keepalive": KEEP_ALIVE_S,
             "graceful_timeout": math.ceil(work.limits.timeout_s) + 1,
             "loglevel": "error",
             "control_socket_disable": True,  # it would leave a file in the home folder
-            "child_exit": lambda _, ended: work.forget(ended.pid),
+            "child_exit": lambda _, ended: self.ended(ended),
+            **settings,
         }
         super().__init__()
 
@@ -56,11 +63,15 @@ class _Application(BaseApplication):
                 self.cfg.set(key, value)
 
     def load(self) -> Callable[..., Any]:
-        return worker.start(self._work)
+        return worker.start(self._work, close=self._close)
+
+    def ended(self, ended: Any) -> None:
+        """A worker process is no more."""
+        self._work.forget(ended.pid)
 
 
 class _Arbiter(Arbiter):
-    def __init__(self, application: _Application, listener: Listener, work: Work) -> None:
+    def __init__(self, application: Application, listener: Listener, work: Work) -> None:
         super().__init__(application)
         self._listener, self._work = listener, work
 

@@ -111,8 +111,13 @@ class LastRequests:
         self._header = [("Connection", "close")] if close else []
         app.closing = self._header  # also where it answers without having read a long body
 
+    @property
+    def begun(self) -> bool:
+        """Whether the server is about to end."""
+        return self._leaving.thrown
+
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not self._leaving.thrown:
+        if not self.begun:
             return self.app(environ, start_response)
         self.app.service.leaving = True
         return self.app(
