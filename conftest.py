@@ -34,6 +34,7 @@ SLOWEST = (
     "tests/unit/test_bench_coverage.py",
     "tests/unit/test_engines_hard_cases.py",
     "tests/unit/test_boards_remote.py",
+    "tests/unit/test_boards_matrix.py",
     "tests/unit/test_bench_isolation.py",
     "tests/unit/test_serving_server.py",
     "tests/unit/test_engines_tvm.py",
@@ -47,6 +48,12 @@ SLOWEST = (
     "tests/unit/test_bench_compare.py",
     "tests/unit/test_boards_places.py",
     "tests/unit/test_serving_cluster.py",
+    "labs/05_",
+    "labs/26_",
+    "labs/01_",
+    "labs/00_",
+    "labs/40_",
+    "labs/41_",
 )
 """What takes longest, by the beginning of a test's id: started first, it does not end long after all the rest."""
 
