@@ -560,6 +560,11 @@ def test_a_comparison_that_is_killed_leaves_nothing_on_the_board(server, board):
         finally:
             lab.kill()
     assert_nothing_left(board)
+    for _ in range(600):
+        if not (here := ssh_server.processes_naming(f"{server.folder}/ssh_config")):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"left here: {here}")
 
 
 @needs_server
