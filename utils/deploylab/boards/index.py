@@ -103,7 +103,7 @@ def _failure(command: str, told: str) -> BoardError:
     lines = [line for line in told.strip().splitlines() if line.startswith("ERROR")] or told.strip().splitlines()
     said = "It said last:\n  " + "\n  ".join(line if len(line) < 300 else f"{line[:300]} ..." for line in lines[-4:])
     if re.search(_NO_SPACE, told):
-        return BoardError(f"pip {command} failed: the disk is full; free some space and run this again. {said}")
+        return BoardError(f"pip {command} failed: the disk is full; free some space and run this again")
     if re.search(_UNREACHED, told):
         return BoardError(
             f"pip {command} failed: the package index was not reached; is there a network, and are PIP_INDEX_URL, "
