@@ -32,7 +32,17 @@ _CAPTIONS = {
 }
 # What has no environment of its own: the packages that are needed to serve, besides what they need themselves.
 _SERVING = {
-    "deploylab": ("flask", "gunicorn", "httptools", "prometheus-client", "psutil", "typer", "rich", "onnxruntime", "pillow"),
+    "deploylab": (
+        "flask",
+        "gunicorn",
+        "httptools",
+        "prometheus-client",
+        "psutil",
+        "typer",
+        "rich",
+        "onnxruntime",
+        "pillow",
+    ),
     "ray": ("ray[serve]", "onnxruntime", "pillow"),
     "torchserve": ("torchserve", "torch-model-archiver", "torch", "onnxruntime", "pillow"),
 }
