@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -114,6 +114,7 @@ cells = st.builds(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(cells, cells), min_size=1, max_size=5))
 def test_the_page_can_be_read_back(rows):
     made = Matrix()
