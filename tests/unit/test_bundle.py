@@ -42,17 +42,23 @@ def no_index() -> Iterator[None]:
         yield
 
 
-def fetched(name: str) -> Path:
+def fetched(name: str, python: str) -> Path:
     """The wheels that `make test` fetched for a target."""
-    folder = ROOT / ".envs" / "bundles" / name / "wheels"
-    if not folder.is_dir():
-        pytest.skip("`make test` fetches the packages of this test; it did not, or could not")
-    return folder
+    folder = ROOT / ".envs" / "bundles" / name
+    try:
+        there = python in manifest.read(folder)["pythons"]
+    except BundleError:
+        there = False
+    if not there:
+        pytest.skip(f"`make test` fetches the packages of this test; it did not for Python {python}, or could not")
+    return folder / "wheels"
 
 
 def made(name: str, folder: Path, python: str, light: bool = False) -> Path:
     """A bundle with ncnn for one version of Python, of wheels that an interrupted run left behind."""
-    shutil.copytree(fetched(name), folder.with_name(f"{folder.name}.unfinished") / "wheels", copy_function=os.link)
+    shutil.copytree(
+        fetched(name, python), folder.with_name(f"{folder.name}.unfinished") / "wheels", copy_function=build._link
+    )
     build.build(Plan(targets.find(name, [python], light), folder, ("ncnn",)))
     return folder
 
@@ -217,8 +223,8 @@ def test_a_bundle_has_all_and_says_what(here):
 def test_what_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
     folder, draft = tmp_path / "bundle", tmp_path / "bundle.unfinished"
     plan = Plan(targets.find("aarch64-pi", ["3.13"]), folder, ("ncnn",))
-    source = fetched("aarch64-pi")
-    shutil.copytree(source, draft / "wheels", copy_function=os.link)
+    source = fetched("aarch64-pi", "3.13")
+    shutil.copytree(source, draft / "wheels", copy_function=build._link)
     (draft / "wheels" / "tqdm-broken.whl").write_text("half")
     removed = [each for name in ("idna", "tqdm") for each in (draft / "wheels").glob(f"{name}-*-any.whl")]
     for path in removed:
