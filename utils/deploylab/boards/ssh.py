@@ -37,7 +37,7 @@ BEAT_S = 10.0
 START_TIMEOUT_S = 120.0
 SEND_TIMEOUT_S = 3600.0
 _GRACE_S = 5.0
-_ABANDONED_AFTER_S = 3600.0
+_ABANDONED_AFTER_S = 600.0
 _PREFIX = "dl-ssh-"
 _CLIENT = uuid.uuid4().hex
 """Names this process to the boards, so that its own runs there do not count as another's."""
