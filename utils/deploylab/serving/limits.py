@@ -41,11 +41,12 @@ class Gate:
         self.max_inside = max_inside
         self.inside = 0
         self.open = True
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def __enter__(self) -> None:
         """Raise :class:`Problem` 503 with Retry-After if the gate is closed or ``max_inside`` are inside."""
-        with self._changed:
+        with self._lock:
             if not self.open:
                 raise Problem(
                     "draining", "The server is shutting down; send the request again.", retry_after_s=RETRY_AFTER_S
@@ -56,7 +57,7 @@ class Gate:
             self.inside += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
+        with self._lock:
             self.inside -= 1
             if not self.open:
                 self._changed.notify_all()

@@ -216,7 +216,7 @@ class Metrics:
     def page(self) -> bytes:
         """All numbers as text, of all worker processes where there are several.
 
-        Those of a worker that is busy at this moment may be a tenth of a second old.
+        Those of the others may be a tenth of a second old.
         """
         with self._lock:
             self._write()

@@ -26,6 +26,7 @@ LINGER_S = 1.0
 _YIELD_S = 0.01
 _LOOK_S = 1.0
 _POLL_S = 0.02
+_REST_S = 0.05
 _NOBODY = 0xFFFFFFFF
 
 
@@ -92,6 +93,7 @@ class _LoopWorker(Worker):
         self._socket = self.app.listener.socket
         self._socket.setblocking(False)
         self._stop = stop = asyncio.Event()
+        self._resting = False
         self._http = self._make_http(work)
         self._starting: set[asyncio.Task] = set()
         self._loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -130,13 +132,23 @@ class _LoopWorker(Worker):
             threads=work.request_threads,
             way=way,
             recognise=app.recognise,
-            idle=app.metrics.rest,
+            idle=self._rest_soon,
             changed=changed,
             server=(self.app.listener.host, self.app.listener.port),
             several=work.workers > 1,
         )
         app.metrics.watch(room, lambda: http.waiting)
         return http
+
+    def _rest_soon(self) -> None:
+        """Under load there is a moment's idleness every few requests, and to write numbers down takes a while."""
+        if not self._resting:
+            self._resting = True
+            self._loop.call_later(_REST_S, self._rest)
+
+    def _rest(self) -> None:
+        self._resting = False
+        self.wsgi.app.metrics.rest()
 
     def _accept(self) -> None:
         """Somebody wants to connect. If another process has fewer clients, it gets a moment to be faster."""
