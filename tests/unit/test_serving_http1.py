@@ -93,6 +93,16 @@ class Running:
         self.loop.close()
 
 
+class _Past:
+    """A clock that says of everything that it arrived a minute ago."""
+
+    time = time.time
+
+    @staticmethod
+    def perf_counter() -> float:
+        return time.perf_counter() - 60
+
+
 class _Closing(list):
     """An answer that tells when it is closed, as PEP 3333 has it."""
 
@@ -307,6 +317,15 @@ def test_expect_100_continue_older_versions_and_head(running):
         client.sendall(head("/healthz", method="GET", version="1.0"))
         assert answer(stream)[1]["connection"] == "close"
         assert stream.read() == b""
+
+
+def test_a_request_that_has_waited_too_long_is_told_so(running, monkeypatch):
+    monkeypatch.setattr(http1, "time", _Past)
+    with connected(running) as (client, stream):
+        client.sendall(post())
+        status, _, body = answer(stream)
+    assert status == 504
+    assert json.loads(body)["type"] == "/problems/timeout"
 
 
 def test_a_client_that_sends_no_more_still_gets_its_answer(running):
