@@ -205,7 +205,7 @@ def test_counts_that_differ_are_told(monkeypatch):
     monkeypatch.setattr(matrix, "measure", lambda *_, **__: found)
     monkeypatch.setattr(matrix, "count_again", lambda *_, **__: found.cells)
     same = run("instructions")
-    assert (same.exit_code, "1 agree" in same.output) == (0, True)
+    assert (same.exit_code, "1 agree in every vector" in same.output) == (0, True)
     monkeypatch.setattr(matrix, "count_again", lambda *_, **__: [replace(found.cells[0], instructions=other)])
     differs = run("instructions")
     assert differs.exit_code == 1

@@ -157,17 +157,19 @@ def run(
     qemu: Sequence[str] = (),
     first: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     timeout_s: float = 120.0,
 ) -> str:
     """What the board's Python prints for these arguments. Raises :class:`BoardError` with its last words.
 
-    ``environment`` is that of QEMU, this process's by default; the program sees it too.
+    ``environment`` is that of QEMU, this process's by default; the program sees it too. ``folder`` is its current one.
     """
     command = board.python(*arguments, qemu=qemu, first=first)
     try:
         done = subprocess.run(
             command,
             env=environment,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

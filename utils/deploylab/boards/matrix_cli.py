@@ -71,9 +71,10 @@ def matrix(
 def instructions(names: _Names = None, engines: _Engines = "", jobs: _Jobs = 0) -> None:
     """Instructions of one inference, for every engine and emulated board: counted twice, which must agree.
 
-    Exit code 1 if a count differs.
+    Exit code 1 if the vector instructions or multiply-adds of a cell differ, or its total by more than a thousandth.
     """
     from deploylab.boards import page
+    from deploylab.boards.instructions import agree
     from deploylab.boards.matrix import count_again, measure
 
     wanted = {"out_dir": paths.build() / "artifacts", "jobs": jobs or None, "progress": _progress()}
@@ -87,11 +88,17 @@ def instructions(names: _Names = None, engines: _Engines = "", jobs: _Jobs = 0) 
         if table.title == page.INSTRUCTIONS:
             _show(table)
     _notes(found)
-    differing = [(one, other) for one, other in zip(counted, again, strict=True) if one != other]
+    pairs = list(zip(counted, again, strict=True))
+    differing = [pair for pair in pairs if not agree(*(cell.instructions for cell in pair))]
     for one, other in differing:
         what = f"{one.engine} in {one.precision} on {one.board}"
         typer.echo(f"{what}: {one.instructions['all']:,}, then {other.instructions['all']:,}")
-    typer.echo(f"{len(counted)} cells, counted twice in processes of their own: {len(counted) - len(differing)} agree")
+    moved = max(abs(other.instructions["all"] / one.instructions["all"] - 1) for one, other in pairs)
+    typer.echo(
+        f"{len(pairs)} cells, counted twice in processes of their own: {len(pairs) - len(differing)} agree in every "
+        f"vector instruction and multiply-add, {sum(one == other for one, other in pairs)} in every instruction; "
+        f"totals differ by at most {moved * 1e6:.0f} in a million"
+    )
     raise typer.Exit(1 if differing else 0)
 
 

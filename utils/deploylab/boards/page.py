@@ -51,7 +51,8 @@ def tables(matrix: Matrix) -> list[Table]:
                 INSTRUCTIONS,
                 "Machine instructions in the engine's own code for one picture in one thread, and the kind of number "
                 "that most of its multiply-adds are on (other: none of those that are counted, such as integers "
-                "without dot products). The same in every run of the same code on the same machine; not a time.",
+                "without dot products). Not a time. Vector instructions and multiply-adds are the same in every run, "
+                "the total to a few in a million, for engines look things up by address.",
                 _instructions,
             )
         )
