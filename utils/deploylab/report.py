@@ -236,8 +236,8 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append(f"{comparison.place}: emulated, so there is no time in this table; memory includes the emulator's")
     if _counted(comparison):
         lines.append(
-            "instructions: in the engine's own libraries, the same in every run; from Python: of the whole call. They "
-            "are not a time: caches, memory and instructions that run side by side are not in them"
+            "instructions: in the engine's own libraries, the same in every run to a few in a million; from Python: of "
+            "the whole call. They are not a time: caches, memory and instructions that run side by side are not in them"
         )
     if comparison.reference_accuracy is not None:
         lines.append(

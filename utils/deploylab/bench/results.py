@@ -52,8 +52,9 @@ class Memory:
 class Instructions:
     """Machine instructions of one inference in one thread, by kind; ``all`` is every one.
 
-    ``engine`` are those in the engine's own libraries, the same in every run; ``call`` those of the whole call from
-    Python. ``multiply_adds`` is how many multiply-accumulates the lanes of the engine's instructions do.
+    ``engine`` are those in the engine's own libraries: arithmetic the same in every run, the total to a few in a
+    million. ``call`` are those of the whole call from Python. ``multiply_adds`` is how many multiply-accumulates the
+    lanes of the engine's instructions do.
     """
 
     engine: Mapping[str, int]
