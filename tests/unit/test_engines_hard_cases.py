@@ -303,6 +303,25 @@ class TestReducedPrecision:
                 engines.get("mnn").load(artifact)
 
 
+def test_a_signal_is_survived_after_sessions_ended_in_any_order(shared):
+    artifact = engines.get("openvino").convert(nets.tiny(), nets.pictures(), shared)
+    program = f"""if 1:
+        import gc, signal
+        from pathlib import Path
+        from deploylab import engines
+        heard = []
+        signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
+        first, second, third = (engines.get("openvino").load(Path({str(artifact.path)!r})) for _ in range(3))
+        del third; gc.collect()
+        del first; gc.collect()
+        del second; gc.collect()
+        signal.raise_signal(signal.SIGALRM)
+        print(heard)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "[1]"), done.stderr
+
+
 class Slow(Engine):
     """Converts by a program that does not end."""
 

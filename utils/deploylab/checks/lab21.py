@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from deploylab.checks.core import exercise, expect, hint
+from deploylab.engines.openvino import core
 
 _STORED = {"f32": "<f4", "f16": "<f2", "i64": "<i8"}
 
@@ -86,7 +87,7 @@ def _doubling_model() -> Any:
 
     x = ops.parameter([1, 3], np.float32)
     doubled = ov.Model([ops.multiply(x, np.float32(2))], [x])
-    return ov.Core().compile_model(doubled, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False})
+    return core().compile_model(doubled, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False})
 
 
 class _Backwards:

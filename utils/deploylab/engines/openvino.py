@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,25 @@ class OpenVino(Engine):
         return _OpenVinoSession(artifact, threads)
 
 
+@cache
+def core() -> Any:
+    """The one ``openvino.Core`` of this process, for good.
+
+    Its CPU plugin gives the thread a stack for signals and takes it away at its end. Where several end in another order
+    than last in, first out, the thread is left with a stack that is gone, and the next Ctrl-C ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVinoSession(Session):
     def __init__(self, artifact: Artifact, threads: int) -> None:
         import openvino
 
         super().__init__(artifact, threads)
         self._tensor = openvino.Tensor
-        self._compiled = openvino.Core().compile_model(str(artifact.file(".xml")), "CPU", _settings(artifact, threads))
+        self._compiled = core().compile_model(str(artifact.file(".xml")), "CPU", _settings(artifact, threads))
         self._require_precision()
         self._request = self._compiled.create_infer_request()
         self._fed: dict[int, np.ndarray] = {}
