@@ -118,3 +118,18 @@ def save(graph: onnx.GraphProto, path: Path, domain: str = "") -> Path:
     imports = [helper.make_opsetid("", 18)] + ([helper.make_opsetid(domain, 1)] if domain else [])
     onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), str(path))
     return path
+
+
+def matrix_product(folder: Path) -> Path:
+    """An ONNX file in ``folder``: one product with a matrix of 12 x 4."""
+    path = folder / "small.onnx"
+    weight = numpy_helper.from_array(np.random.default_rng(0).random((12, 4), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [weight],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path

@@ -16,14 +16,13 @@ import threading
 import time
 from pathlib import Path
 
+import engine_nets as nets
 import numpy as np
-import onnx
 import psutil
 import pytest
 import ssh_server
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -287,17 +286,7 @@ def assert_nothing_left(home, client=""):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "small.onnx"
-    weight = numpy_helper.from_array(np.random.default_rng(0).random((12, 4), np.float32), "w")
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 12])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
-        [weight],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
+    return nets.matrix_product(tmp_path_factory.mktemp("model"))
 
 
 def _compare(model, place, folder, **options):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 
 from deploylab import machine
 from deploylab.bench import coverage
+from deploylab.bench.progress import tell
 from deploylab.errors import DeployLabError
 
 
@@ -30,7 +30,7 @@ def main(
             out_dir=Path(folder),
             jobs=jobs or machine.usable_cores(),
             timeout_s=timeout,
-            progress=_progress(),
+            progress=tell,
         )
     _show(found)
     if markdown is not None:
@@ -45,15 +45,6 @@ def main(
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _progress() -> Callable[[int, int, str], None]:
-    def tell(done: int, total: int, text: str) -> None:
-        line = f"[{done}/{total}] {text}"
-        sys.stderr.write(f"\r\033[K{line}" if sys.stderr.isatty() else f"{line}\n")
-        sys.stderr.flush()
-
-    return tell
 
 
 def _show(found: coverage.Coverage) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from deploylab import paths
+from deploylab.bench.progress import tell
 from deploylab.boards.profiles import PROFILES
 from deploylab.errors import BoardError, InputError
 
@@ -56,7 +56,7 @@ def matrix(
         count=count,
         jobs=jobs or None,
         timeout_s=timeout,
-        progress=_progress(),
+        progress=tell,
     )
     for table in page.tables(found):
         _show(table)
@@ -77,7 +77,7 @@ def instructions(names: _Names = None, engines: _Engines = "", jobs: _Jobs = 0) 
     from deploylab.boards.instructions import agree
     from deploylab.boards.matrix import count_again, measure
 
-    wanted = {"out_dir": paths.build() / "artifacts", "jobs": jobs or None, "progress": _progress()}
+    wanted = {"out_dir": paths.build() / "artifacts", "jobs": jobs or None, "progress": tell}
     found = measure(names or (), _words(engines), known=False, **wanted)
     counted = [cell for cell in found.cells if cell.instructions]
     if not counted:
@@ -122,15 +122,6 @@ def _notes(found: Matrix) -> None:
         typer.echo(f"({number}) {reason}")
     for note in found.notes:
         typer.echo(note)
-
-
-def _progress() -> Callable[[int, int, str], None]:
-    def tell(done: int, total: int, text: str) -> None:
-        line = f"[{done}/{total}] {text}"
-        sys.stderr.write(f"\r\033[K{line}" if sys.stderr.isatty() else f"{line}\n")
-        sys.stderr.flush()
-
-    return tell
 
 
 def _write(path: Path, text: str) -> None:
