@@ -524,17 +524,18 @@ def test(environment, options):
 
 
 def test_processes():
-    """One more than there are cores, as tests also wait, but not so many that memory gets short."""
+    """Two more than there are cores, as tests also wait, but not so many that memory gets short."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores, 1) + 1, 4)
+    return min(max(cores, 1) + 2, 4)
 
 
-def tour(environment, options):
+def tour(environment, options, *more):
+    """Doctor, then one model through every engine. ``more`` are further options of the comparison."""
     environment.ensure()
     deploylab = [environment.python, "-m", "deploylab.cli"]
     sample = sorted((ROOT / "datasets" / "signs" / "samples").glob("*.jpg"))[0]
     compare = ["compare", "signnet", "--threads", "1", "--image", sample, "--html", ROOT / "build" / "tour.html"]
-    return call(*deploylab, "doctor") or call(*deploylab, *compare)
+    return call(*deploylab, "doctor") or call(*deploylab, *compare, *more)
 
 
 def setup(environment, options):

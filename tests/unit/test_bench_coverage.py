@@ -91,7 +91,7 @@ def test_crashes_hangs_and_wrong_numbers_are_cells(tmp_path, monkeypatch):
     assert "SIGSEGV" in found.cells[0].reason
     assert found.cells[1].error == pytest.approx(1e-3, rel=0.1)
     assert found.totals() == {"misbehaving": dict(zip(OUTCOMES, (0, 2, 0, 1, 0), strict=True))}
-    assert [done for done, _, _ in told] == [0, 1, 2]
+    assert [done for done, _, _ in told] == [0, 1, 2, 3]
     assert [cell.outcome for cell in hung.cells] == ["hangs"]
     assert "within 5 s" in hung.cells[0].reason
 

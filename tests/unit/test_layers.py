@@ -10,7 +10,7 @@ import deploylab
 
 PACKAGE = Path(deploylab.__file__).parent
 FLOORS = (
-    {"privacy", "errors", "paths", "packages", "machine", "image", "models", "signs"},
+    {"privacy", "errors", "files", "paths", "packages", "machine", "image", "models", "signs"},
     {"engines"},
     {"parity"},
     {"bench"},

@@ -300,7 +300,7 @@ def _write_files(
     markdown_file: Path | None,
 ) -> bool:
     """Write what was asked for. A file that cannot be written is reported and does not stop the others."""
-    from deploylab import report
+    from deploylab import files, report
 
     contents: Sequence[tuple[Path | None, Callable[[], str | bytes]]] = (
         (json_file, lambda: report.to_json(result)),
@@ -312,7 +312,7 @@ def _write_files(
     for path, content in contents:
         if path is not None:
             try:
-                report.write(path, content())
+                files.write(path, content())
                 typer.echo(f"wrote {path}", err=True)
             except DeployLabError as error:
                 problems.append(str(error))

@@ -5,17 +5,13 @@ from __future__ import annotations
 import html
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploylab.bench.latency import samples_needed
 from deploylab.bench.results import MIB, Comparison, Row
-from deploylab.errors import DeployLabError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -236,8 +232,8 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append(f"{comparison.place}: emulated, so there is no time in this table; memory includes the emulator's")
     if _counted(comparison):
         lines.append(
-            "instructions: in the engine's own libraries, the same in every run to a few in a million; from Python: of "
-            "the whole call. They are not a time: caches, memory and instructions that run side by side are not in them"
+            "instructions: in the engine's own libraries, the same in every run until the installation changes, then to a "
+            "few in 100,000; from Python: of the whole call. They are not a time: caches, memory and instructions that run side by side are not in them"
         )
     if comparison.reference_accuracy is not None:
         lines.append(
@@ -387,24 +383,6 @@ def to_markdown(comparison: Comparison) -> str:
 def _markdown_table(titles: Sequence[str], right: Sequence[bool], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [titles, ["---:" if number else "---" for number in right], *rows]
     return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]
-
-
-def write(path: Path | str, content: str | bytes) -> None:
-    """Write a file completely or not at all. Raises :class:`DeployLabError` naming the file and the reason."""
-    path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise DeployLabError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
 
 
 def to_html(comparison: Comparison) -> str:

@@ -21,8 +21,8 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploylab import engines as registry
-from deploylab import models, parity, paths
+from deploylab import files, models, parity, paths
 from deploylab.bench import client, ledger, subject
 from deploylab.bench.client import Worker
 from deploylab.bench.energy import Meter, idle_watts
 from deploylab.bench.latency import Summary
 from deploylab.bench.place import HERE, Place
+from deploylab.bench.progress import Progress, Steps
 from deploylab.bench.results import INTERRUPTED, LOST, PARTIAL, ColdStart, Comparison, Memory, Ratio, Row
 from deploylab.bench.subject import Subject
 from deploylab.engines import Artifact, Engine, hash_source
@@ -53,8 +54,6 @@ from deploylab.parity import Verdict
 
 if TYPE_CHECKING:
     import torch
-
-Progress = Callable[[int, int, str], None]
 
 STEPS = {"fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7, "fp32": 2.0**-23}
 """Relative rounding step of a precision (for int8: one of 127 levels)."""
@@ -127,7 +126,7 @@ def compare(
     effort = Effort(samples, rounds, max_seconds, timeout_s=timeout_s)
     rows, notes = _plan(model, engines, threads, precision, place)
     meter = place.meter() if energy and place.timed else None
-    steps = _Steps(
+    steps = Steps(
         progress,
         total=1
         + len({row.variant for row in rows})
@@ -197,7 +196,7 @@ def convert(
 ) -> None:
     """Convert what a comparison at ``place`` will need, so that it finds it then. An engine that fails, fails there."""
     rows, _ = _plan(prepared, engines, threads, precision, place)
-    _convert_all(rows, prepared, place, _Steps(progress, len({row.variant for row in rows})))
+    _convert_all(rows, prepared, place, Steps(progress, len({row.variant for row in rows})))
 
 
 def _plan(
@@ -314,10 +313,8 @@ class Prepared:
     def _calibration(self) -> Path:
         """A file with data that int8 learns from, which another process can read."""
         path = self.out_dir.resolve() / f"calibration-{self.what.name}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, *(np.stack(arrays) for arrays in zip(*self.what.calibration(), strict=True)))
-        temporary.replace(path)
+        with files.draft(path) as unfinished:
+            np.savez(unfinished, *(np.stack(arrays) for arrays in zip(*self.what.calibration(), strict=True)))
         return path
 
     def _origin(self) -> Mapping[str, str] | None:
@@ -329,7 +326,7 @@ class Prepared:
         return self.what.origin
 
 
-def _convert_all(rows: Sequence[Row], prepared: Prepared, place: Place, steps: _Steps) -> dict[str, Artifact]:
+def _convert_all(rows: Sequence[Row], prepared: Prepared, place: Place, steps: Steps) -> dict[str, Artifact]:
     """The artifact of every variant that could be converted; the rows of the others say why not."""
     artifacts: dict[str, Artifact] = {}
     lacking = place.lacking()
@@ -372,7 +369,7 @@ def _fail_all(rows: Sequence[Row], status: str, reason: str) -> None:
 class _Bench:
     """Takes workers through check, accuracy, warm-up, rounds and memory. One that fails ends its own row only."""
 
-    def __init__(self, what: Subject, effort: Effort, place: Place, steps: _Steps, meter: Meter | None) -> None:
+    def __init__(self, what: Subject, effort: Effort, place: Place, steps: Steps, meter: Meter | None) -> None:
         self.what, self.effort, self.place, self.steps, self.meter = what, effort, place, steps, meter
         self.notes: list[str] = []
         self.starts: dict[str, list[ColdStart]] = {}
@@ -659,19 +656,3 @@ def _busy_during(rows: Sequence[Row]) -> list[str]:
     if moved > 0.25:
         notes.append(f"the median latency moved by {moved:.0%} between rounds; trust ratios more than times")
     return notes
-
-
-class _Steps:
-    """Counts steps for a progress display."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-
-    @contextmanager
-    def __call__(self, text: str) -> Iterator[None]:
-        if self.progress:
-            self.progress(self.done, self.total, text)
-        yield
-        self.done += 1
-        if self.progress and self.done == self.total:
-            self.progress(self.done, self.total, "done")

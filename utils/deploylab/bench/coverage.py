@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +23,7 @@ from deploylab import engines as registry
 from deploylab import machine, parity
 from deploylab.bench import client
 from deploylab.bench.client import Worker
+from deploylab.bench.progress import Progress, Steps
 from deploylab.errors import DeployLabError, InputError, WorkerDied
 
 OUTCOMES = ("works", "differs", "unsupported", "crashes", "hangs")
@@ -78,7 +79,7 @@ def measure(
     out_dir: Path,
     jobs: int | None = None,
     timeout_s: float = 300.0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Coverage:
     """Try the patterns called ``names`` (all by default) in ``engines`` (all that are installed by default).
 
@@ -96,10 +97,10 @@ def measure(
             found.versions[engine.name] = state.version
         else:
             found.left_out[engine.name] = state.reason
-    told = _Told(progress, len(found.versions) * len(chosen))
+    steps = Steps(progress, len(found.versions) * len(chosen))
 
     def chain(members: Sequence[str]) -> list[Cell]:
-        return [cell for name in members for cell in _try_engine(name, chosen, out_dir, timeout_s, told)]
+        return [cell for name in members for cell in _try_engine(name, chosen, out_dir, timeout_s, steps)]
 
     with ThreadPoolExecutor(jobs or max(1, machine.usable_cores())) as pool:
         for cells in pool.map(chain, _chains(found.versions)):
@@ -118,13 +119,13 @@ def _chains(names: Iterable[str]) -> list[list[str]]:
     return [*([sharing] if sharing else []), *alone]
 
 
-def _try_engine(name: str, chosen: Sequence[Any], out_dir: Path, timeout_s: float, told: _Told) -> list[Cell]:
+def _try_engine(name: str, chosen: Sequence[Any], out_dir: Path, timeout_s: float, steps: Steps) -> list[Cell]:
     cells = []
     trial = _Trial(name, out_dir.resolve(), timeout_s)
     try:
         for pattern in chosen:
-            told(f"{name}: {pattern.title}")
-            cells.append(trial(pattern))
+            with steps(f"{name}: {pattern.title}"):
+                cells.append(trial(pattern))
     finally:
         trial.close()
     return cells
@@ -204,19 +205,6 @@ def short(reason: str, engine: str = "") -> str:
     text = re.sub(r"(?:[A-Za-z]:)?(?:[/\\][\w.+@-]+)+[/\\]", "", " ".join(reason.split()))
     text = text.removeprefix(f"{engine}: ").replace("|", "/")
     return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON].rsplit(" ", 1)[0] + " ..."
-
-
-class _Told:
-    """Counts cells for a progress display."""
-
-    def __init__(self, progress: Callable[[int, int, str], None] | None, total: int) -> None:
-        self.progress, self.total, self.done, self.lock = progress, total, 0, Lock()
-
-    def __call__(self, text: str) -> None:
-        with self.lock:
-            if self.progress:
-                self.progress(self.done, self.total, text)
-            self.done += 1
 
 
 def to_markdown(coverage: Coverage) -> str:

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import typer
 
-from deploylab import machine
+from deploylab import files, machine
 from deploylab.bench import coverage
 from deploylab.bench.progress import tell
-from deploylab.errors import DeployLabError
 
 
 def main(
@@ -34,11 +33,7 @@ def main(
         )
     _show(found)
     if markdown is not None:
-        try:
-            markdown.parent.mkdir(parents=True, exist_ok=True)
-            markdown.write_text(coverage.to_markdown(found), encoding="utf-8")
-        except OSError as error:
-            raise DeployLabError(f"cannot write {markdown}: {error.strerror or error}; choose another place") from error
+        files.write(markdown, coverage.to_markdown(found))
         typer.echo(f"wrote {markdown}", err=True)
     raise typer.Exit(1 if any(cell.outcome in ("crashes", "hangs") for cell in found.cells) else 0)
 

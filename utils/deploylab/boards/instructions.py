@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploylab import paths
+from deploylab import files, paths
 from deploylab.boards.emulator import Board, run
 from deploylab.engines import Artifact
 from deploylab.errors import BoardError
@@ -28,8 +27,9 @@ KINDS = ("all", "memory", "vector", "fmadd", "fmla_fp32", "fmla_fp16", "dot_int8
 """What is counted, in the order of :file:`icount.c`: all instructions, loads and stores, SIMD and floating point,
 scalar multiply-adds, vector multiply-adds of fp32 and fp16, dot products of int8. Each but the first is part of all."""
 EXACT = ("vector", "fmadd", "fmla_fp32", "fmla_fp16", "dot_int8")
-"""Kinds whose count is the same in every run. The others may differ by a few instructions in a million: engines look
-things up by address, and where memory lies depends on more than what is fixed here."""
+"""Kinds whose count is the same in every run. The others are so until something about the installation changes, and may
+then differ by a few in 100,000: engines look things up by address, and where memory lies depends on more than what is
+fixed here."""
 SLACK = 1e-3
 LANES = {"fmadd": 1, "fmla_fp32": 4, "fmla_fp16": 8, "dot_int8": 16}
 """Multiply-accumulates of one instruction on 128-bit registers."""
@@ -119,16 +119,14 @@ def plugin() -> Path:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if not compiler:
         raise BoardError("counting instructions needs a C compiler; install one, such as gcc")
-    built.parent.mkdir(parents=True, exist_ok=True)
-    draft = built.with_name(f"{built.name}.{os.getpid()}")
-    done = subprocess.run(
-        [compiler, "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-o", str(draft), str(_SOURCE)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise BoardError(f"{compiler} cannot compile {_SOURCE.name}:\n{done.stderr.strip()}")
-    draft.rename(built)
+    with files.draft(built) as unfinished:
+        done = subprocess.run(
+            [compiler, "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-o", str(unfinished), str(_SOURCE)],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise BoardError(f"{compiler} cannot compile {_SOURCE.name}:\n{done.stderr.strip()}")
     return built
 
 

@@ -7,13 +7,12 @@ Time is not: an emulated board has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from deploylab import engines as registry
 from deploylab import machine, models, parity
 from deploylab.bench.client import Worker
 from deploylab.bench.compare import reduced_tolerance
+from deploylab.bench.progress import Progress, Steps
 from deploylab.bench.subject import Subject
 from deploylab.boards import emulator, instructions, wheels
 from deploylab.boards.emulator import Board
@@ -35,8 +35,6 @@ OUTCOMES = ("runs", "refused", "wrong", "illegal instruction", "crashes", "hangs
 MUCH_WORSE = 10.0
 LONGEST_REASON = 200
 IMPORTS = "imports"
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ def measure(
     pairs = [(name, precision) for name in chosen for precision in registry.get(name).precisions]
     work = [(name, precision, place.board) for name, precision in pairs for place in places]
     wheel = _wheel(found) if known else None
-    steps = _Steps(progress, len(work) + (len(places) if wheel else 0))
+    steps = Steps(progress, len(work) + (len(places) if wheel else 0))
 
     stopped = Event()
 
@@ -237,7 +235,7 @@ def count_again(
     """The cells that were counted, counted once more in new processes."""
     trials = Trials(out_dir)
     counted = [cell for cell in matrix.cells if cell.instructions is not None]
-    steps = _Steps(progress, len(counted))
+    steps = Steps(progress, len(counted))
 
     def again(cell: Cell) -> Cell:
         with steps(f"{cell.engine} in {cell.precision} on {cell.board}, again"):
@@ -284,22 +282,3 @@ def _wheel(found: Matrix) -> Path | None:
 def _short(error: object, engine: str = "") -> str:
     text = " ".join(str(error).split()).removeprefix(f"{engine}: ").replace("|", "/")
     return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON].rsplit(" ", 1)[0] + " ..."
-
-
-class _Steps:
-    """Counts steps for a progress display."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.done, self.lock = progress, total, 0, Lock()
-
-    def __call__(self, text: str) -> _Steps:
-        with self.lock:
-            if self.progress:
-                self.progress(self.done, self.total, text)
-        return self
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: Any) -> None:
-        with self.lock:
-            self.done += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as Shown
 
-from deploylab import paths
+from deploylab import files, paths
 from deploylab.bench.progress import tell
 from deploylab.boards.profiles import PROFILES
 from deploylab.errors import BoardError, InputError
@@ -125,13 +124,5 @@ def _notes(found: Matrix) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    files.write(path, text)
     typer.echo(f"wrote {path}", err=True)

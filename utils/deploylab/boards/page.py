@@ -51,8 +51,9 @@ def tables(matrix: Matrix) -> list[Table]:
                 INSTRUCTIONS,
                 "Machine instructions in the engine's own code for one picture in one thread, and the kind of number "
                 "that most of its multiply-adds are on (other: none of those that are counted, such as integers "
-                "without dot products). Not a time. Vector instructions and multiply-adds are the same in every run, "
-                "the total to a few in a million, for engines look things up by address.",
+                "without dot products). Not a time. Vector instructions and multiply-adds are the same in every run. "
+                "The total is so too until something about the installation changes: engines look things up by "
+                "address. Then it differs by a few in 100,000.",
                 _instructions,
             )
         )

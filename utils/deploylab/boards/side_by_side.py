@@ -15,8 +15,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploylab.bench.compare import Prepared, Progress, compare, convert, prepare
+from deploylab.bench.compare import Prepared, compare, convert, prepare
 from deploylab.bench.place import Place
+from deploylab.bench.progress import Progress
 from deploylab.bench.results import Comparison
 from deploylab.boards import places
 from deploylab.boards.halt import Halt

@@ -16,10 +16,10 @@ from typing import Any
 import deploylab
 from deploylab import engines as registry
 from deploylab import paths
+from deploylab.bench.progress import Progress
 from deploylab.boards import index
 from deploylab.boards.index import Pin
 from deploylab.bundle import manifest, wheels
-from deploylab.bundle.manifest import Progress
 from deploylab.bundle.targets import Target
 from deploylab.errors import BundleError, DeployLabError
 from deploylab.serving import artifacts

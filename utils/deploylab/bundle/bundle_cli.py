@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploylab import paths
+from deploylab.bench.progress import Progress
 from deploylab.bundle import build, manifest, targets
-from deploylab.bundle.manifest import Progress
 from deploylab.errors import BundleError
 
 INTERRUPTED = 130

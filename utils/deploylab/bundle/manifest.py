@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploylab.bench.progress import Progress
 from deploylab.errors import BundleError
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 FORMAT = 1
-
-Progress = Callable[[int, int, str], None]
 
 
 def write(folder: Path, facts: Mapping[str, Any], progress: Progress = lambda done, total, text: None) -> None:

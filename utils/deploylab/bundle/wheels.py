@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deploylab import packages, paths
+from deploylab.bench.progress import Progress
 from deploylab.boards import index
 from deploylab.boards.index import NoWheel, Pin
 from deploylab.bundle.manifest import sha256
@@ -22,8 +23,6 @@ from deploylab.errors import BundleError
 
 _AT_ONCE = 8
 _OLDEST_OF_UV = 28
-
-Progress = Callable[[int, int, str], None]
 
 
 def pinned(target: Target, python: str, engines: Sequence[str], extras: Sequence[str]) -> list[Pin]:

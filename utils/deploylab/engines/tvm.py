@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from deploylab import machine
+from deploylab import files, machine
 from deploylab.engines import _onnx, _tool, _tvm
 from deploylab.engines._tvm_child import BUILT_FOR, LIBRARY, RELAX
 from deploylab.engines.base import Artifact, Engine, Session, Source, TensorSpec, hash_source
@@ -208,14 +207,8 @@ def _from_torch(module: Any, example: tuple[np.ndarray, ...], out_dir: Path, dyn
         relax = tvm.ir.load_json(path.read_text(encoding="utf-8"))
     else:
         relax = _tvm.from_torch(module, example, dynamic)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=out_dir)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(tvm.ir.save_json(relax))
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with files.draft(path) as unfinished:
+            unfinished.write_text(tvm.ir.save_json(relax), encoding="utf-8")
     return relax, _tvm.specs(relax)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploylab import files
 from deploylab.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -65,7 +64,11 @@ def export_onnx(
     outputs = program.model.graph.outputs
     for value, name in zip(outputs, output_names or _names("output", len(outputs)), strict=True):
         value.name = name
-    _write(program.model_proto.SerializeToString(), path)
+    try:
+        with files.draft(path) as unfinished:
+            unfinished.write_bytes(program.model_proto.SerializeToString())
+    except OSError as error:
+        raise ConversionError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 
@@ -82,23 +85,6 @@ def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"
-
-
-def _write(payload: bytes, path: Path) -> None:
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(payload)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise ConversionError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
 
 
 @contextlib.contextmanager

@@ -8,16 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from deploylab import engines, models, paths
+from deploylab import engines, files, models, paths
 from deploylab.errors import ConversionError, DeployLabError, EngineError, ModelError
 from deploylab.image import Preprocessor
 
@@ -37,7 +35,7 @@ def prepare(model: str, engine: str = "onnxruntime", precision: str = "fp32") ->
     found = _noted(note)
     if found is None:
         found = _convert_in_child(model, engine, precision)
-        _write(note, json.dumps({"artifact": found.name}))
+        files.write(note, json.dumps({"artifact": found.name}))
     return found
 
 
@@ -122,14 +120,6 @@ def _convert_in_child(model: str, engine: str, precision: str) -> Path:
             told if run.returncode == 1 else f"converting {model} for {engine} failed: {told[-2000:]}"
         )
     return Path(json.loads(run.stdout.splitlines()[-1]))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".note-")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(temporary, path)
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from deploylab import files
 from deploylab.bench.latency import samples_needed
-from deploylab.errors import DeployLabError, InputError
+from deploylab.errors import InputError
 from deploylab.serving.load import Interrupted, LoadResult, closed_loop, histogram_text, multipart, open_loop
 
 INTERRUPTED = 130
@@ -118,24 +118,12 @@ def _tell(results: Sequence[LoadResult], json_file: Path | None, show_histogram:
         for status, text in result.examples.items():
             typer.echo(f"an answer with status {status}: {' '.join(text.split())}", err=True)
     if json_file is not None:
-        _write(json_file, _as_json(results))
+        files.write(json_file, _as_json(results) + "\n")
         typer.echo(f"wrote {json_file}", err=True)
 
 
 def _as_json(results: Sequence[LoadResult]) -> str:
     return json.dumps([result.to_dict() for result in results], indent=2)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise DeployLabError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _print_table(results: Sequence[LoadResult]) -> None:

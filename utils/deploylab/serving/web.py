@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from deploylab import models, paths
+from deploylab import files, models, paths
 from deploylab.errors import ServerError
 from deploylab.serving import artifacts
 
@@ -180,12 +180,7 @@ def _put(content: bytes, name: str) -> None:
     path = _folder() / "model" / name
     if path.is_file() and path.read_bytes() == content:
         return
-    path.parent.mkdir(exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    files.write(path, content)
 
 
 def _text(value: Any) -> Any:

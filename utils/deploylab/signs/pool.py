@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from deploylab import paths
+from deploylab import files, paths
 from deploylab.signs import CLASSES
 from deploylab.signs.render import render, render_other_number
 
@@ -73,10 +72,8 @@ def _render_chunk(chunk: tuple[Path, int, int, str]) -> tuple[Path, int]:
     path = folder / f"{start:07d}-{size}.npy"
     if not path.exists():
         images = np.stack([render_image(index, mix) for index in range(start, start + size)])
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            np.save(file, images)
-        temporary.replace(path)
+        with files.draft(path) as unfinished:
+            np.save(unfinished, images)
     return path, size
 
 

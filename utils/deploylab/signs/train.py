@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploylab import paths
+from deploylab import files, paths
 from deploylab.errors import DeployLabError, InputError, ModelError
 from deploylab.machine import usable_cores
 from deploylab.models.signnet import SignNet, count_parameters
@@ -150,10 +149,8 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with files.draft(path) as unfinished:
+            torch.save(state, unfinished)
 
     def load(self, path: Path) -> None:
         try:
@@ -269,11 +266,8 @@ def progress_bar() -> Progress:
 
 def publish(trainer: Trainer, folder: Path, commands: list[str]) -> dict[str, Any]:
     """Write ``signnet.safetensors`` and its card ``signnet.json``: hash, commands, recipe, measured accuracy."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "signnet.safetensors"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(save(trainer.average.state_dict()))
-    os.replace(temporary, path)
+    files.write(path, save(trainer.average.state_dict()))
     images, labels = dataset.test_split()
     result = evaluate(predict(trainer.average, images), labels)
     card = {
