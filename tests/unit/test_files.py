@@ -28,10 +28,15 @@ def test_a_file_can_be_read_by_others_as_any_new_file_can(tmp_path: Path):
 def test_what_fails_half_way_leaves_the_old_content_and_nothing_else(tmp_path: Path, error: type[BaseException]):
     path = tmp_path / "table.json"
     path.write_text("old")
-    with pytest.raises(error), files.draft(path) as unfinished:
-        unfinished.write_text("ne")
-        assert unfinished.suffix == ".json"
-        raise error
+
+    def fail() -> None:
+        with files.draft(path) as unfinished:
+            unfinished.write_text("ne")
+            assert unfinished.suffix == ".json"
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -41,6 +46,6 @@ def test_a_place_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path)
     with pytest.raises(DeployLabError, match=r"cannot write .*page\.md: (Not a directory|File exists); choose another"):
         files.write(tmp_path / "file" / "page.md", "text")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DeployLabError, match="cannot write .*folder: Is a directory; choose another place"):
+    with pytest.raises(DeployLabError, match=r"cannot write .*folder: Is a directory; choose another place"):
         files.write(tmp_path / "folder", "text")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

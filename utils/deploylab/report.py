@@ -232,8 +232,9 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append(f"{comparison.place}: emulated, so there is no time in this table; memory includes the emulator's")
     if _counted(comparison):
         lines.append(
-            "instructions: in the engine's own libraries, the same in every run until the installation changes, then to a "
-            "few in 100,000; from Python: of the whole call. They are not a time: caches, memory and instructions that run side by side are not in them"
+            "instructions: in the engine's own libraries, the same in every run until the installation changes, then "
+            "to a few in 100,000; from Python: of the whole call. They are not a time: caches, memory and instructions "
+            "that run side by side are not in them"
         )
     if comparison.reference_accuracy is not None:
         lines.append(
