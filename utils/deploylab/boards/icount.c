@@ -20,7 +20,7 @@ extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 extern struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
 extern uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
 extern const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *);
-extern void qemu_plugin_register_vcpu_insn_exec_inline(struct qemu_plugin_insn *, int op, void *, uint64_t);
+extern void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, int op, void *, uint64_t);
 extern void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t, void (*)(uint64_t, struct qemu_plugin_tb *));
 typedef void syscall_cb(uint64_t, unsigned, int64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
                         uint64_t);
@@ -63,19 +63,31 @@ static struct page *page_of(uint64_t address) {
     return &pages[0];
 }
 
+/* What a block adds to one page. Added where the block begins: it runs to its end, or the program ends. */
+static void count(struct qemu_plugin_tb *block, struct page *page, uint64_t *found) {
+    for (size_t kind = 0; kind < KINDS; kind++)
+        if (found[kind])
+            qemu_plugin_register_vcpu_tb_exec_inline(block, ADD_U64, &page->counts[kind], found[kind]);
+    memset(found, 0, KINDS * sizeof *found);
+}
+
 static void translated(uint64_t id, struct qemu_plugin_tb *block) {
     (void)id;
+    struct page *page = NULL;
+    uint64_t found[KINDS] = {0};
     pthread_mutex_lock(&adding);
     for (size_t i = 0; i < qemu_plugin_tb_n_insns(block); i++) {
         struct qemu_plugin_insn *instruction = qemu_plugin_tb_get_insn(block, i);
-        struct page *page = page_of(qemu_plugin_insn_vaddr(instruction));
+        struct page *here = page_of(qemu_plugin_insn_vaddr(instruction));
         uint32_t word;
+        if (page && here != page) count(block, page, found);
+        page = here;
         memcpy(&word, qemu_plugin_insn_data(instruction), sizeof word);
         for (size_t kind = 0; kind < KINDS; kind++)
             for (int j = 0; j < 2; j++)
-                if ((word & kinds[kind].patterns[j].mask) == kinds[kind].patterns[j].bits)
-                    qemu_plugin_register_vcpu_insn_exec_inline(instruction, ADD_U64, &page->counts[kind], 1);
+                found[kind] += (word & kinds[kind].patterns[j].mask) == kinds[kind].patterns[j].bits;
     }
+    if (page) count(block, page, found);
     pthread_mutex_unlock(&adding);
 }
 
