@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from rich.console import Console
 
-from deploylab import report
+from deploylab import engines, report
 from deploylab.bench.compare import compare
-from deploylab.boards import places
+from deploylab.boards import emulator, places
 from deploylab.errors import BoardError, InputError
+
+INFER = """
+import os, pathlib, sys
+import numpy as np
+from deploylab import engines
+engines.get("openvino").load(pathlib.Path(sys.argv[1]), 1)(np.zeros((1, 3, 8, 8), np.float32))
+print(os.getpid())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +65,19 @@ def test_its_table_shows_instructions_and_no_milliseconds(comparison):
     assert "p50 ms" not in text
     assert "no board time" in text
     assert "<svg" in report.to_html(comparison)
+
+
+def test_openvino_leaves_no_map_of_its_code_in_the_folder_for_temporary_files(tmp_path):
+    try:
+        board = emulator.find("pi5")
+    except BoardError as error:
+        pytest.skip(str(error))
+    example = torch.rand(1, 3, 8, 8).numpy()
+    artifact = engines.get("openvino").convert(torch.nn.Conv2d(3, 8, 3).eval(), example, tmp_path)
+    program = tmp_path / "infer.py"
+    program.write_text(INFER)
+    process = int(emulator.run(board, str(program), str(artifact.path), timeout_s=120))
+    assert not Path(f"/tmp/perf-{process}.map").exists()
 
 
 @pytest.mark.parametrize("text", ["", "pi4", "emulated", "ssh", "board:pi4"])

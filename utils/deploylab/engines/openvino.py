@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ def core() -> Any:
     Its CPU plugin gives the thread a stack for signals and takes it away at its end. Where several end in another order
     than last in, first out, the thread is left with a stack that is gone, and the next Ctrl-C ends the process.
     """
+    os.environ.setdefault("ONEDNN_JIT_PROFILE", "0")  # on Arm it else leaves a file in /tmp for every process
     import openvino
 
     return openvino.Core()
