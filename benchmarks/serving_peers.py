@@ -109,7 +109,11 @@ class Bench:
     @contextmanager
     def running(self, contender: Contender, chosen: Settings, variant: str) -> Iterator[Running]:
         """The server, started and answering rightly; ended with the block."""
-        with tempfile.TemporaryDirectory(prefix="peer-", dir=self.folder, ignore_cleanup_errors=True) as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="peer-", dir=self.folder, ignore_cleanup_errors=True) as folder,
+            # What it leaves there goes too. Not in our folder: sockets need a short path.
+            tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as temporary,
+        ):
             port, *spare = [background.free_port() for _ in range(1 + contenders.SPARE_PORTS)]
             given = {"model": str(self.model), "labels": str(self.labels), "reducing_gap": REDUCING_GAP}
             given |= {"variant": variant, "folder": folder, "port": port, "spare_ports": spare}
@@ -117,7 +121,12 @@ class Bench:
             log = self.folder / f"{contender.name}-{variant}.log"
             began = time.perf_counter()
             server = background.start(
-                command, contender.ready, port=port, log=log, env=variables, timeout_s=START_WITHIN_S
+                command,
+                contender.ready,
+                port=port,
+                log=log,
+                env={"TMPDIR": temporary, **variables},
+                timeout_s=START_WITHIN_S,
             )
             try:
                 found = Running(contender, chosen, server, self)
