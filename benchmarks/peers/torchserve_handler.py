@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def write_configuration(folder: Path, wanted: dict[str, Any]) -> Path:
         "job_queue_size=1000",
         f"model_store={folder}",
         f"models={json.dumps({'signnet': model})}",
+        f"vmargs=-Djava.io.tmpdir={tempfile.gettempdir()}",
     ]
     configuration = folder / "config.properties"
     configuration.write_text("\n".join(lines) + "\n")
