@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bundles are ins
 ROOT = paths.root()
 SCRIPT = ROOT / "hardware" / "bundle" / "install.sh"
 PYTHON = "{}.{}".format(*sys.version_info)
+RELEASE = f"{PYTHON}.{max(1, sys.version_info.micro)}"
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -145,6 +147,14 @@ where = ["utils"]
 """
 
 
+def empty_wheel(name: str, version: str, folder: Path) -> None:
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
 @pytest.fixture
 def course(tmp_path, monkeypatch) -> Path:
     """A tiny course whose packages lie in a folder, which is all that pip and uv can see."""
@@ -155,9 +165,13 @@ def course(tmp_path, monkeypatch) -> Path:
         pack_wheel(name, wheelhouse)
     pip = next(wheelhouse.glob("pip-*"))
     pins = {name: f"{name}=={metadata.version(name)}" for name in names}
+    ours, other = (">=", "<") if sys.version_info.micro else ("<", ">=")
+    other = f"packaging==0.1 ; python_full_version {other} '{RELEASE}'"  # for other releases of this Python
+    ours = f"{pins['packaging']} ; python_full_version {ours} '{RELEASE}'"
+    empty_wheel("packaging", "0.1", wheelhouse)
     files = {
         "pyproject.toml": PYPROJECT,
-        "constraints.txt": "\n".join(pins[name] for name in names[:-1]) + "\n",
+        "constraints.txt": "\n".join([ours, other, pins["uv"], pins["setuptools"], pins["iniconfig"]]),
         "hardware/requirements.txt": "",
         "hardware/bundle/requirements.txt": f"{pins['pip']} --hash=sha256:{manifest.sha256(pip)}\n",
         "utils/deploylab/cli.py": "import packaging, iniconfig, sys; print('the doctor of', sys.prefix)\n",
@@ -179,7 +193,9 @@ def test_a_course_installs_as_make_does_it(course, tmp_path):
     bundle, to = tmp_path / "a stick" / "bundle", tmp_path / "my course"
     with pytest.raises(BundleError, match=r"(?s)cannot be resolved.*a-package-that-is-not-there"):
         build.build(Plan(targets.find("x86_64"), bundle, extras=("mobile",)))
-    found = build.build(Plan(targets.find("x86_64"), bundle))
+    found = build.build(Plan(targets.find("x86_64", [PYTHON]), bundle))
+    locked = (bundle / "requirements" / f"{PYTHON}.txt").read_text()
+    assert re.search(f"^packaging==0.1 ; python_full_version >?<?=? '{RELEASE}' --hash=", locked, re.M)
     assert (found["contents"], found["extras"], found["artifacts"]) == ("course", ["dev"], [])
     words = ("--to", str(to), "--python", sys.executable)
     done = cut_off("sh", str(bundle / "install.sh"), *words, home=tmp_path)

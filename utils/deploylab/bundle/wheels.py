@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import runpy
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ _OLDEST_OF_UV = 28
 def pinned(target: Target, python: str, engines: Sequence[str], extras: Sequence[str]) -> list[Pin]:
     """The packages that a target with this version of Python needs, and pip to install them with.
 
-    A course gets the core and ``extras``, resolved as ``make setup`` does it; else the board's requirements without the
-    packages of other engines than ``engines``. Raises :class:`BundleError`.
+    A course gets the core and ``extras``, resolved as ``make setup`` does it, so for each release of this Python: two
+    pins of one package have markers that tell them apart. Else the board's requirements without the packages of other
+    engines than ``engines``. Raises :class:`BundleError`.
     """
     installer = index.pins(paths.root() / "hardware" / "bundle" / "requirements.txt")
     if target.course:
-        return _resolved(target, python, extras)
+        return _resolved(target, _releases(python), extras)
     brought = index.runtimes()
     unused = set().union(*brought.values()) - set().union(*(brought[name] for name in engines))
     return [*installer, *(pin for pin in index.pins() if pin.holds(python) and pin.name not in unused)]
@@ -48,22 +51,25 @@ def fetch(
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = _present(pins, folder, target, python)
-    missing = [pin for pin in pins if pin.name not in found]
-    for start in range(0, len(missing), _AT_ONCE):
-        group = missing[start : start + _AT_ONCE]
-        progress(len(pins) - len(missing) + start, len(pins), f"fetching {', '.join(pin.name for pin in group)}")
+    missing = [pin for pin in pins if pin not in found]
+    while missing:
+        first = {pin.name: pin for pin in reversed(missing)}  # pip takes one version of a package at a time
+        group = [pin for pin in missing if pin is first[pin.name]][:_AT_ONCE]
+        progress(len(pins) - len(missing), len(pins), f"fetching {', '.join(pin.name for pin in group)}")
         _download(group, folder, target, python)
+        missing = [pin for pin in missing if pin not in group]
     found = _present(pins, folder, target, python)
-    lost = [pin.name for pin in pins if pin.name not in found]
+    lost = [pin.name for pin in pins if pin not in found]
     if lost:
         raise BundleError(f"pip said nothing, but there is no wheel of {', '.join(lost)} in {folder}")
-    return [found[pin.name] for pin in pins]
+    return [found[pin] for pin in pins]
 
 
 def lock(pins: Sequence[Pin], wheels: Sequence[Path]) -> str:
     """A requirements file with the one hash of the one wheel that the bundle has of each package."""
     lines = (
-        f"{pin.name}=={pin.version} --hash=sha256:{sha256(wheel)}" for pin, wheel in zip(pins, wheels, strict=True)
+        f"{pin.name}=={pin.version}{' ; ' * bool(pin.marker)}{pin.marker} --hash=sha256:{sha256(wheel)}"
+        for pin, wheel in zip(pins, wheels, strict=True)
     )
     return "".join(f"{line}\n" for line in lines)
 
@@ -77,8 +83,8 @@ def unpacked_bytes(wheels: Sequence[Path]) -> int:
     return total
 
 
-def _present(pins: Sequence[Pin], folder: Path, target: Target, python: str) -> dict[str, Path]:
-    """The wheels in a folder that fit a pin, its hashes and the target, by package."""
+def _present(pins: Sequence[Pin], folder: Path, target: Target, python: str) -> dict[Pin, Path]:
+    """The wheels in a folder that fit a pin, its hashes and the target."""
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
     from packaging.version import Version
 
@@ -91,7 +97,7 @@ def _present(pins: Sequence[Pin], folder: Path, target: Target, python: str) -> 
             continue
         pin = wanted.get((packages.plain(name), version))
         if pin and tags & _tags(target, python) and sha256(path) in pin.text:
-            found[pin.name] = path
+            found[pin] = path
     return found
 
 
@@ -123,8 +129,30 @@ def _download(pins: Sequence[Pin], folder: Path, target: Target, python: str) ->
             ) from error
 
 
-def _resolved(target: Target, python: str, extras: Sequence[str]) -> list[Pin]:
+def _releases(python: str) -> list[str]:
+    """The first release of a version of Python, and those from which on constraints.txt has other packages."""
+    text = (paths.root() / "constraints.txt").read_text(encoding="utf-8")
+    named = re.findall(rf"""['"]({re.escape(python)}\.\d+)['"]""", text)
+    return sorted({f"{python}.0", *named}, key=lambda release: int(release.rpartition(".")[2]))
+
+
+def _resolved(target: Target, releases: Sequence[str], extras: Sequence[str]) -> list[Pin]:
     """The course's packages for the target, in the versions of constraints.txt."""
+    needed: dict[Pin, list[int]] = {}
+    for place, release in enumerate(releases):
+        for pin in _resolved_for(target, release, extras):
+            needed.setdefault(pin, []).append(place)
+    return [replace(pin, marker=_marker(releases, min(places), max(places))) for pin, places in needed.items()]
+
+
+def _marker(releases: Sequence[str], first: int, last: int) -> str:
+    """Says: for the releases from the first to before the one after the last."""
+    bounds = [f"python_full_version >= '{releases[first]}'"] if first else []
+    bounds += [f"python_full_version < '{releases[last + 1]}'"] if last + 1 < len(releases) else []
+    return " and ".join(bounds)
+
+
+def _resolved_for(target: Target, python: str, extras: Sequence[str]) -> list[Pin]:
     root = paths.root()
     with tempfile.TemporaryDirectory(prefix="deploylab-") as scratch:
         tools, draft = Path(scratch) / "tools.in", Path(scratch) / "requirements.txt"
