@@ -53,16 +53,22 @@ def fetch(
     found = _present(pins, folder, target, python)
     missing = [pin for pin in pins if pin not in found]
     while missing:
-        first = {pin.name: pin for pin in reversed(missing)}  # pip takes one version of a package at a time
-        group = [pin for pin in missing if pin is first[pin.name]][:_AT_ONCE]
+        release = _release(missing[0], python)
+        group = [pin for pin in missing if _release(pin, python) == release][:_AT_ONCE]
         progress(len(pins) - len(missing), len(pins), f"fetching {', '.join(pin.name for pin in group)}")
-        _download(group, folder, target, python)
+        _download(group, folder, target, release)
         missing = [pin for pin in missing if pin not in group]
     found = _present(pins, folder, target, python)
     lost = [pin.name for pin in pins if pin not in found]
     if lost:
         raise BundleError(f"pip said nothing, but there is no wheel of {', '.join(lost)} in {folder}")
     return [found[pin] for pin in pins]
+
+
+def _release(pin: Pin, python: str) -> str:
+    """The first release of a version of Python that needs a package; an earlier one may be too old for it."""
+    bound = re.search(r"python_full_version >= '([\d.]+)'", pin.marker)
+    return bound[1] if bound and bound[1].startswith(f"{python}.") else python
 
 
 def lock(pins: Sequence[Pin], wheels: Sequence[Path]) -> str:
