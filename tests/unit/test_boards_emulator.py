@@ -13,7 +13,7 @@ import pytest
 from deploylab import paths
 from deploylab.boards import emulator, index, userland
 from deploylab.boards.emulator import Board
-from deploylab.boards.profiles import PROFILES
+from deploylab.boards.profiles import PROFILES, Profile
 from deploylab.errors import BoardError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="boards are emulated on Linux")
@@ -206,3 +206,10 @@ def require_made_in(cache):
     for name, kind in kinds.items():
         emulator.made(name, lambda folder, _: (folder / "file").touch(), kind, print)
     return cache / "boards"
+
+
+def test_a_board_whose_description_has_changed_is_made_again(monkeypatch):
+    before = emulator._kind(PROFILES["pi4"])
+    files = [*PROFILES["pi4"].files(), ("sys/devices/system/cpu/new", "1\n")]
+    monkeypatch.setattr(Profile, "files", lambda self: iter(files))
+    assert emulator._kind(PROFILES["pi4"]) != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from deploylab.errors import BoardError, InputError
 
 INFER = """
 import os, pathlib, sys
+sys.path.insert(0, sys.argv[2])
 import numpy as np
 from deploylab import engines
 engines.get("openvino").load(pathlib.Path(sys.argv[1]), 1)(np.zeros((1, 3, 8, 8), np.float32))
@@ -67,7 +69,8 @@ def test_its_table_shows_instructions_and_no_milliseconds(comparison):
     assert "<svg" in report.to_html(comparison)
 
 
-def test_openvino_leaves_no_map_of_its_code_in_the_folder_for_temporary_files(tmp_path):
+@pytest.mark.parametrize("how", ["alone", "in the board's shell"])
+def test_openvino_runs_and_leaves_no_map_of_its_code_in_the_folder_for_temporary_files(how, tmp_path):
     try:
         board = emulator.find("pi5")
     except BoardError as error:
@@ -76,8 +79,11 @@ def test_openvino_leaves_no_map_of_its_code_in_the_folder_for_temporary_files(tm
     artifact = engines.get("openvino").convert(torch.nn.Conv2d(3, 8, 3).eval(), example, tmp_path)
     program = tmp_path / "infer.py"
     program.write_text(INFER)
-    process = int(emulator.run(board, str(program), str(artifact.path), timeout_s=120))
-    assert not Path(f"/tmp/perf-{process}.map").exists()
+    words = (str(program), str(artifact.path), str(Path(engines.__file__).parents[2]))
+    command = board.python(*words) if how == "alone" else board.shell("/usr/bin/python3", *words)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not Path(f"/tmp/perf-{int(done.stdout)}.map").exists()
 
 
 @pytest.mark.parametrize("text", ["", "pi4", "emulated", "ssh", "board:pi4"])

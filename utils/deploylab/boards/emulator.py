@@ -238,7 +238,7 @@ def _kind_of_base() -> str:
 
 
 def _kind(profile: Profile) -> str:
-    return f"{_kind_of_base()}\n{profile}"
+    return f"{_kind_of_base()}\n{profile}\n{list(profile.files())}"
 
 
 @contextlib.contextmanager

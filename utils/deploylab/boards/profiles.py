@@ -35,7 +35,11 @@ class Profile:
             yield f"sys/devices/system/cpu/{name}", everyone
         for core in range(self.cores):
             yield f"sys/devices/system/cpu/cpu{core}/regs/identification/midr_el1", f"{self._midr():#018x}\n"
-            yield f"sys/devices/system/cpu/cpu{core}/topology/core_id", f"{core}\n"
+            topology = f"sys/devices/system/cpu/cpu{core}/topology"
+            yield f"{topology}/core_id", f"{core}\n"
+            yield f"{topology}/physical_package_id", "0\n"
+            yield f"{topology}/core_cpus", f"{1 << core:x}\n"  # without it OpenVINO's thread library fails
+            yield f"{topology}/package_cpus", f"{(1 << self.cores) - 1:x}\n"
 
     def _cpuinfo(self) -> str:
         core = (
