@@ -8,12 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from test_hardware_setup import wheel
 from test_setup_environment import pack_wheel
 from typer.testing import CliRunner
 
@@ -148,15 +148,6 @@ where = ["utils"]
 """
 
 
-def empty_wheel(name: str, version: str, folder: Path, python: str) -> None:
-    info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Python: {python}\n"
-        wheel.writestr(f"{info}/METADATA", about)
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
-
-
 @pytest.fixture
 def course(tmp_path, monkeypatch) -> Path:
     """A tiny course whose packages lie in a folder, which is all that pip and uv can see."""
@@ -167,19 +158,15 @@ def course(tmp_path, monkeypatch) -> Path:
         pack_wheel(name, wheelhouse)
     pip = next(wheelhouse.glob("pip-*"))
     pins = {name: f"{name}=={metadata.version(name)}" for name in names}
-    later = f"packaging==99 ; python_full_version >= '{LATER}'"
-    empty_wheel("packaging", "99", wheelhouse, python=f">={LATER}")
+    wheel(wheelhouse, "packaging", "99", "packaging", python=f">={LATER}")
+    constraints = [
+        f"{pins['packaging']} ; python_full_version < '{LATER}'",
+        f"packaging==99 ; python_full_version >= '{LATER}'",
+        *(pins[name] for name in ("uv", "setuptools", "iniconfig")),
+    ]
     files = {
         "pyproject.toml": PYPROJECT,
-        "constraints.txt": "\n".join(
-            [
-                f"{pins['packaging']} ; python_full_version < '{LATER}'",
-                later,
-                pins["uv"],
-                pins["setuptools"],
-                pins["iniconfig"],
-            ]
-        ),
+        "constraints.txt": "\n".join(constraints) + "\n",
         "hardware/requirements.txt": "",
         "hardware/bundle/requirements.txt": f"{pins['pip']} --hash=sha256:{manifest.sha256(pip)}\n",
         "utils/deploylab/cli.py": "import packaging, iniconfig, sys; print('the doctor of', sys.prefix)\n",

@@ -233,12 +233,12 @@ def test_help_names_every_option():
 # --- what they do -----------------------------------------------------------------------------------------------------
 
 
-def wheel(folder: Path, name: str, version: str, module: str) -> str:
+def wheel(folder: Path, name: str, version: str, module: str, python: str = ">=3") -> str:
     """A small wheel (PEP 427) that stands for a large one; returns its line for a requirements file."""
     tag, info = "py3-none-any", f"{name.replace('-', '_')}-{version}.dist-info"
     files = {
         f"{module}.py": "",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Python: {python}\n",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     record = ""

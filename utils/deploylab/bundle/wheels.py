@@ -73,11 +73,11 @@ def _release(pin: Pin, python: str) -> str:
 
 def lock(pins: Sequence[Pin], wheels: Sequence[Path]) -> str:
     """A requirements file with the one hash of the one wheel that the bundle has of each package."""
-    lines = (
-        f"{pin.name}=={pin.version}{' ; ' * bool(pin.marker)}{pin.marker} --hash=sha256:{sha256(wheel)}"
-        for pin, wheel in zip(pins, wheels, strict=True)
-    )
-    return "".join(f"{line}\n" for line in lines)
+    lines = []
+    for pin, wheel in zip(pins, wheels, strict=True):
+        needed = f"{pin.name}=={pin.version} ; {pin.marker}" if pin.marker else f"{pin.name}=={pin.version}"
+        lines.append(f"{needed} --hash=sha256:{sha256(wheel)}\n")
+    return "".join(lines)
 
 
 def unpacked_bytes(wheels: Sequence[Path]) -> int:
